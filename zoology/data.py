@@ -39,6 +39,10 @@ class SliceData(NamedTuple):
             tokens=self.tokens.to(device), positions=self.positions.to(device), targets=self.targets.to(device)
         )
 
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, positions and targets of some sequences, as one batch."""
+        return self.tokens[rows], self.positions[rows], self.targets[rows]
+
     def labelled(self) -> Tensor:
         """(n, seq_len) bool: the positions that carry a label."""
         mask = torch.zeros(self.tokens.shape, dtype=torch.bool, device=self.tokens.device)
@@ -129,8 +133,10 @@ def _check(name: str, task: Task, batch: Batch, labelled: NDArray[np.bool_]) -> 
         )
 
 
-def batches(parts: tuple[SliceData, ...], batch_size: int, generator: torch.Generator) -> Iterator[SliceData]:
-    """One epoch: every slice shuffled and cut into batches, and the batches of all slices shuffled together.
+def batches(
+    parts: tuple[SliceData, ...], batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[SliceData, Tensor]]:
+    """One epoch, as (slice, rows): every slice shuffled and cut into batches, and the batches of all shuffled together.
 
     A batch holds one slice, so it has one length. What is left over after the last full batch of a slice waits for
     the next epoch's shuffle; a slice smaller than a batch is one batch.
@@ -142,8 +148,7 @@ def batches(parts: tuple[SliceData, ...], batch_size: int, generator: torch.Gene
         count = steps_per_epoch((part,), batch_size)
         plan += [(part, rows) for rows in order[: count * batch_size].split(batch_size)]
     for index in torch.randperm(len(plan), generator=generator).tolist():
-        part, rows = plan[index]
-        yield part._replace(tokens=part.tokens[rows], positions=part.positions[rows], targets=part.targets[rows])
+        yield plan[index]
 
 
 def steps_per_epoch(parts: tuple[SliceData, ...], batch_size: int) -> int:

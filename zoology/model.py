@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.mixer(self.norm(x))
+        return x + self.mixer(self.norm(x)).to(x.dtype)
 
     def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         y, state = self.mixer.prefill(self.norm(x), state)  # type: ignore[operator]
@@ -72,18 +72,24 @@ class LanguageModel(nn.Module):
             raise ValueError(f"init {init!r}: must be fan-in or papers")
         self.apply(lambda module: init_weights(module, len(self.blocks), init))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens (batch, time) -> the residual stream after the last layer, (batch, time, d_model)."""
-        x = self.dropout(self.embedding(tokens))
+    def features(self, x: Tensor, positions: Tensor | None = None, context_length: int | None = None) -> Tensor:
+        """All between the embedding and the head, the last norm included: (batch, time, d_model) -> the same.
+
+        Args:
+            x: embedded tokens.
+            positions: (batch, labels) times. What is asked for is made for these only, as (batch, labels, d_model).
+        """
         for block in self.blocks:
             x = block(x)
-        return x
+        if positions is not None:
+            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return self.norm(x)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The final norm and the tied head: hidden (..., d_model) -> logits (..., vocab_size)."""
-        return F.linear(self.norm(hidden), self.embedding.weight)
+    def head(self, features: Tensor) -> Tensor:
+        """The tied head: features (..., d_model) -> logits (..., vocab_size)."""
+        return F.linear(features, self.embedding.weight)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, context_length: int | None = None) -> Tensor:
         """tokens (batch, time) -> logits (batch, time, vocab_size).
 
         Args:
@@ -91,10 +97,7 @@ class LanguageModel(nn.Module):
             positions: (batch, labels) times. Logits are made for these only, as (batch, labels, vocab_size): the head
                 is most of the work, and few positions carry a label.
         """
-        hidden = self.hidden(tokens)
-        if positions is not None:
-            hidden = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        return self.head(hidden)
+        return self.head(self.features(self.dropout(self.embedding(tokens)), positions, context_length))
 
     def init_state(self, batch_size: int) -> list[Any]:
         """The state of every layer before the first token."""
@@ -106,7 +109,7 @@ class LanguageModel(nn.Module):
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block.prefill(x, before)  # type: ignore[operator]
             after.append(new)
-        return self.head(x), after
+        return self.head(self.norm(x)), after
 
     def step(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """tokens (batch,), state -> logits (batch, vocab_size), state."""
@@ -114,7 +117,7 @@ class LanguageModel(nn.Module):
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block.step(x, before)  # type: ignore[operator]
             after.append(new)
-        return self.head(x), after
+        return self.head(self.norm(x)), after
 
     @torch.no_grad()
     def measure_state(self, context: Tensor) -> list[Part]:

@@ -67,6 +67,9 @@ class Training(Record):
     weight_decay: float = Field(0.1, ge=0, description="on matrices; norms, biases and hinted parameters go free")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     embedding_dropout: float = Field(0.0, ge=0, lt=1, description="on the embedding, in training")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of matrix products; weights, norms and sums stay float32. Auto: bf16 on a GPU that has it"
+    )
     init: Literal["fan-in", "papers"] = Field("fan-in", description="variance 1/fan_in, or as in the papers N(0, 0.02)")
     validate_every: int = Field(100, ge=1, description="steps between validations")
     threshold: float | None = Field(
@@ -141,7 +144,12 @@ class Score(Record):
 
 
 class ReplicaResult(Record):
-    """What one (learning rate, seed) reached. `accuracy` is None where it diverged before its first validation."""
+    """What one (learning rate, seed) reached. `accuracy` is None where it diverged before its first validation.
+
+    seconds: its share of the time of those that were trained together.
+    precision: of its matrix products.
+    curve: (steps, mean training loss since the point before, validation accuracy); None where it had diverged.
+    """
 
     learning_rate: float
     seed: int
@@ -150,15 +158,18 @@ class ReplicaResult(Record):
     steps: int
     best_step: int
     seconds: float
+    precision: Literal["bf16", "fp32"] = "fp32"
+    curve: tuple[tuple[int, float | None, float | None], ...] = ()
     error: str | None = None
 
 
 class TrialResult(Record):
-    """All replicas of a trial, or the traceback of what went wrong."""
+    """All replicas of a trial, or the traceback of what went wrong. `notes` say what did not go as usual."""
 
     spec: TrialSpec
     replicas: tuple[ReplicaResult, ...] = ()
     parameters: int | None = None
+    notes: tuple[str, ...] = ()
     status: Status = "ok"
     error: str | None = None
 
@@ -174,13 +185,17 @@ class TrialResult(Record):
             "task": spec.task,
             "data_seed": spec.training.data_seed,
             "parameters": self.parameters,
+            "notes": list(self.notes),
         }
         if self.status == "failed":
             empty = dict.fromkeys((*Score.model_fields, *ReplicaResult.model_fields))
             del empty["scores"]
             return [common | empty | {"status": "failed", "error": self.error}]
         return [
-            common | score.model_dump(mode="json") | replica.model_dump(mode="json", exclude={"scores"})
+            common
+            | score.model_dump(mode="json")
+            | replica.model_dump(mode="json", exclude={"scores"})
+            | ({"curve": None} if score.split == "test" else {})  # a curve is about validation
             for replica in self.replicas
             for score in replica.scores
         ]

@@ -6,27 +6,29 @@ after training, the model must give the same answers token by token from its mea
 """
 
 import contextlib
+import gc
 import math
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from zoology.architectures.audit import verify_trained
-from zoology.architectures.state import by_component, total
-from zoology.data import SliceData, TrialData, batches, load_data, steps_per_epoch
+from zoology.architectures.state import Part, by_component, total
+from zoology.data import TrialData, load_data
 from zoology.model import LanguageModel
-from zoology.optim import adamw, learning_rate_at
-from zoology.record import ReplicaResult, Score, Training, TrialResult, TrialSpec
-from zoology.registry import load_entry_points, load_plugin
-from zoology.tasks.base import IGNORE
+from zoology.record import ReplicaResult, Score, TrialResult, TrialSpec
+from zoology.registry import InputError, load_entry_points, load_plugin
+from zoology.training import checkpoint
+from zoology.training.evaluate import Measured, evaluate_all
+from zoology.training.loop import Loop, Trained
+from zoology.training.stack import Stack
 
-EVALUATION_TOKENS, CPU_EVALUATION_TOKENS = 256 * 256, 64 * 64
-"""Tokens in a step of evaluation. More than these leave a CPU's caches, and take it a quarter longer."""
 VERIFIED_SEQUENCES = 32
 """Sequences of each test slice on which a trained model must run from its state as it ran as a whole."""
 
@@ -36,24 +38,27 @@ class AuditError(RuntimeError):
 
 
 class Progress(NamedTuple):
-    """Where a trial is: replica `replica` of `replicas`, at `step` of `steps`; its last validation accuracy."""
+    """Where a trial is: `together` replicas from `replica` on, of `replicas`, at `step` of `steps`; the best of their
+    validation accuracies."""
 
     replica: int
+    together: int
     replicas: int
     step: int
     steps: int
     accuracy: float | None
 
 
-class Measured(NamedTuple):
-    """Accuracy and mean loss over the labelled positions of a slice; None of a model that diverged."""
-
-    accuracy: float | None
-    loss: float | None
+Reporter = Callable[[Progress], None]
 
 
 def fit(
-    spec: TrialSpec, device: str | torch.device = "cpu", progress: Callable[[Progress], None] | None = None
+    spec: TrialSpec,
+    device: str | torch.device = "cpu",
+    progress: Reporter | None = None,
+    *,
+    stacked: bool | None = None,
+    keep: Path | None = None,
 ) -> TrialResult:
     """Train and score all replicas of a trial.
 
@@ -61,6 +66,9 @@ def fit(
         spec: what to train, and on what.
         device: where.
         progress: called some times a second with where the trial is.
+        stacked: whether all replicas are trained as one. Default: on a GPU, most of which one small model leaves idle.
+            A CPU is as fast with one after another, as their tensors stay in its caches.
+        keep: a folder for checkpoints, from which a trial that was killed goes on, and for the best weights.
 
     Raises:
         AuditError: a trained model gives other answers from its state than as a whole.
@@ -68,29 +76,31 @@ def fit(
     """
     device = torch.device(device)
     data = TrialData(*(tuple(part.to(device) for part in split) for split in load_data(spec)))
-    with seeded(0, device):
-        parameters = sum(p.numel() for p in build_model(spec, data.vocab_size).parameters())
-    replicas = []
-    for index, (learning_rate, seed) in enumerate(spec.replicas):
-
-        def report(step: int, steps: int, accuracy: float | None, index: int = index) -> None:
-            if progress:
-                progress(Progress(index, len(spec.replicas), step, steps, accuracy))
-
-        with denormals_flushed():
-            replicas.append(_fit_replica(spec, data, learning_rate, seed, device, report))
-    return TrialResult(spec=spec, replicas=tuple(replicas), parameters=parameters)
+    trial = _Trial(spec, data, device, progress, keep)
+    together = device.type == "cuda" if stacked is None else stacked
+    indexes = tuple(range(len(spec.replicas)))
+    groups = deque([indexes] if together else [(index,) for index in indexes])
+    with denormals_flushed(), full_precision():
+        while groups:
+            group = groups.popleft()
+            smaller = trial.run(group)
+            groups.extendleft(reversed(smaller))
+    trial.put_away()
+    return trial.result()
 
 
 def run_trial(
-    spec: TrialSpec, device: str | torch.device = "cpu", progress: Callable[[Progress], None] | None = None
+    spec: TrialSpec,
+    device: str | torch.device = "cpu",
+    progress: Reporter | None = None,
+    keep: Path | None = None,
 ) -> TrialResult:
     """`fit` for a worker: registers the spec's plugins first; what is raised becomes the result, traceback and all."""
     try:
         load_entry_points()
         for plugin in spec.plugins:
             load_plugin(plugin.path, plugin.source)
-        return fit(spec, device, progress)
+        return fit(spec, device, progress, keep=keep)
     except (Exception, SystemExit):  # a mixer that exits must not take the worker with it
         return TrialResult.failed(spec, traceback.format_exc())
 
@@ -135,156 +145,207 @@ def denormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _fit_replica(
-    spec: TrialSpec,
-    data: TrialData,
-    learning_rate: float,
-    seed: int,
-    device: torch.device,
-    report: Callable[[int, int, float | None], None],
-) -> ReplicaResult:
-    begin = time.perf_counter()
-    with seeded(seed, device):
-        model = build_model(spec, data.vocab_size).to(device)
-        trained = _train(model, spec.training, data, learning_rate, report)
-    nothing = [Measured(None, None)] * len(data.test)
-    last = best = {"valid": nothing, "test": nothing}
-    if not trained.diverged:
-        last = best = {"valid": trained.last_valid, "test": evaluate_all(model, data.test)}
-    if trained.best is not None:
-        if trained.best.step != trained.steps:
-            model.load_state_dict(trained.best.weights)
-            best = {"valid": trained.best.valid, "test": evaluate_all(model, data.test)}
-        _verify(spec, model, data, device)
-    scores = []
-    for split, parts in (("valid", data.valid), ("test", data.test)):
-        for part, test, at_best, at_last in zip(parts, data.test, best[split], last[split], strict=True):
-            limit = part.task.state_bits(1.0)
-            state = model.measure_state(part.tokens[:1, : part.task.context_length])
-            elements, size = total(state)
-            scores.append(
-                Score(
-                    split=split,  # type: ignore[arg-type]
-                    slice=part.name,
-                    accuracy=at_best.accuracy,
-                    loss=at_best.loss,
-                    accuracy_last=at_last.accuracy,
-                    loss_last=at_last.loss,
-                    examples=len(part.tokens),
-                    test_hash=test.hash,
-                    state_elements=elements,
-                    state_bytes=size,
-                    state_parts=by_component(state),
-                    limit_bits=limit if limit is not None and math.isfinite(limit) else None,
-                )
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products are float32 inside, whatever was asked for outside."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products where it is not the weights' float32: bfloat16 on a GPU that has it.
+
+    Raises:
+        InputError: bf16 is asked for where there is none.
+    """
+    there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not there:
+        raise InputError(f"--precision bf16: {device.type} has no fast bfloat16 here; fp32 or auto")
+    return torch.bfloat16 if there and precision != "fp32" else None
+
+
+class _Trial:
+    """A trial under way: trains one group of replicas after another, and collects what came of them."""
+
+    def __init__(
+        self, spec: TrialSpec, data: TrialData, device: torch.device, progress: Reporter | None, keep: Path | None
+    ):
+        self.spec, self.data, self.device, self.progress, self.keep = spec, data, device, progress, keep
+        self.done: dict[int, ReplicaResult] = {}
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+        self.notes: list[str] = []
+        self.compute = compute_dtype(spec.training.precision, device)
+        if device.type == "cuda" and self.compute is None and spec.training.precision == "auto":
+            self.notes.append("this GPU has no bfloat16: trained in float32")
+
+    def run(self, group: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Train and score a group. Returns the smaller groups that it must be cut into, or none."""
+        begin = time.perf_counter()
+        saved = None
+        if self.keep is not None:
+            saved = self.keep / "checkpoints" / self.spec.id / f"{group[0]}-{group[-1]}.safetensors"
+            if self._finished(saved, group):
+                return []
+        try:
+            stack, trained = self._train(group, saved)
+        except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
+            half = (len(group) + 1) // 2
+            self.notes.append(f"out of memory with {len(group)} replicas together: went on with {half}")
+            smaller = [group[:half], group[half:]]
+        except Exception as error:
+            if len(group) == 1:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.notes.append(f"its replicas cannot be trained as one, so they were trained one by one: {reason}")
+            smaller = [(index,) for index in group]
+        else:
+            self._score(group, stack, trained, time.perf_counter() - begin, saved)
+            return []
+        # Here the exception, and with it every tensor of the attempt, is gone.
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return smaller
+
+    def result(self) -> TrialResult:
+        """What came of all replicas, in their order."""
+        with seeded(0, self.device):
+            model = build_model(self.spec, self.data.vocab_size)
+        parameters = sum(p.numel() for p in model.parameters())
+        return TrialResult(
+            spec=self.spec,
+            replicas=tuple(self.done[index] for index in sorted(self.done)),
+            parameters=parameters,
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+    def put_away(self) -> None:
+        """The best weights of all replicas in one file, and no checkpoints any more."""
+        if self.keep is None:
+            return
+        words = {
+            "trial": self.spec.id,
+            "replicas": [self.done[index].model_dump(include={"learning_rate", "seed"}) for index in sorted(self.done)],
+        }
+        checkpoint.write(
+            self.keep / "weights" / f"{self.spec.id}.safetensors", _named(self.weights, sorted(self.weights)), words
+        )
+        shutil.rmtree(self.keep / "checkpoints" / self.spec.id, ignore_errors=True)
+
+    def _train(self, group: tuple[int, ...], saved: Path | None) -> tuple[Stack, Trained]:
+        pairs = [self.spec.replicas[index] for index in group]
+        models = [self._fresh(seed) for _, seed in pairs]
+        stack = Stack(models, self.compute)
+        with seeded(pairs[0][1], self.device):
+
+            def report(step: int, steps: int, accuracy: float | None) -> None:
+                if self.progress:
+                    self.progress(Progress(group[0], len(group), len(self.spec.replicas), step, steps, accuracy))
+
+            rates = [rate for rate, _ in pairs]
+            return stack, Loop(stack, self.spec.training, self.data, rates, report, saved).train()
+
+    def _fresh(self, seed: int = 0) -> LanguageModel:
+        with seeded(seed, self.device):
+            return build_model(self.spec, self.data.vocab_size).to(self.device)
+
+    def _score(
+        self, group: tuple[int, ...], stack: Stack, trained: Trained, seconds: float, saved: Path | None
+    ) -> None:
+        """Test what was trained, prove it, and keep it."""
+        begin = time.perf_counter()
+        self.notes += trained.notes
+        stack = stack.whole(trained.best)
+        tested = [evaluate_all(stack, flat, self.data.test) for flat in (trained.best, trained.last)]
+        states = None
+        for row, index in enumerate(group):
+            at = trained.replicas[row]
+            model = stack.alone(trained.best, row)
+            if at.best_valid is not None:
+                _verify(self._fresh, model, self.spec, self.data)
+            states = states or [
+                model.measure_state(part.tokens[:1, : part.task.context_length]) for part in self.data.test
+            ]
+            nothing = [Measured(None, None)] * len(self.data.test)
+            fell = at.status == "diverged"
+            measured = {
+                "valid": (at.best_valid or nothing, nothing if fell else at.last_valid or nothing),
+                "test": (tested[0][row] if at.best_valid else nothing, nothing if fell else tested[1][row]),
+            }
+            learning_rate, seed = self.spec.replicas[index]
+            self.done[index] = ReplicaResult(
+                learning_rate=learning_rate,
+                seed=seed,
+                status="diverged" if fell else "ok",
+                scores=self._scores(measured, states),
+                steps=at.steps,
+                best_step=at.best_step,
+                seconds=round((seconds + time.perf_counter() - begin) / len(group), 3),
+                precision="fp32" if self.compute is None else "bf16",
+                curve=tuple(at.curve),
             )
-    return ReplicaResult(
-        learning_rate=learning_rate,
-        seed=seed,
-        status="diverged" if trained.diverged else "ok",
-        scores=tuple(scores),
-        steps=trained.steps,
-        best_step=trained.best.step if trained.best else 0,
-        seconds=round(time.perf_counter() - begin, 3),
-    )
+            self.weights[index] = stack.weights(trained.best, row)
+        if saved is not None:
+            words = {"replicas": [self.done[index].model_dump(mode="json") for index in group], "notes": self.notes}
+            checkpoint.write(saved, _named(self.weights, group), words)
+
+    def _finished(self, saved: Path, group: tuple[int, ...]) -> bool:
+        """Whether a group was trained and scored before a kill; then it is taken over as it is."""
+        try:
+            tensors, words = checkpoint.read(saved)
+        except (FileNotFoundError, checkpoint.Torn):
+            return False
+        if "step" in words:  # in the middle of training
+            return False
+        for index, replica in zip(group, words["replicas"], strict=True):
+            self.done[index] = ReplicaResult.model_validate(replica)
+            self.weights[index] = {
+                name.removeprefix(f"{index}."): t for name, t in tensors.items() if name.startswith(f"{index}.")
+            }
+        self.notes += words["notes"]
+        return True
+
+    def _scores(
+        self, measured: dict[str, tuple[list[Measured], list[Measured]]], states: Sequence[list[Part]]
+    ) -> tuple[Score, ...]:
+        scores = []
+        for split, parts in (("valid", self.data.valid), ("test", self.data.test)):
+            for part, test, state, at_best, at_last in zip(
+                parts, self.data.test, states, *measured[split], strict=True
+            ):
+                limit = part.task.state_bits(1.0)
+                elements, size = total(state)
+                scores.append(
+                    Score(
+                        split=split,  # type: ignore[arg-type]
+                        slice=part.name,
+                        accuracy=at_best.accuracy,
+                        loss=at_best.loss,
+                        accuracy_last=at_last.accuracy,
+                        loss_last=at_last.loss,
+                        examples=len(part.tokens),
+                        test_hash=test.hash,
+                        state_elements=elements,
+                        state_bytes=size,
+                        state_parts=by_component(state),
+                        limit_bits=limit if limit is not None and math.isfinite(limit) else None,
+                    )
+                )
+        return tuple(scores)
 
 
-class _Best(NamedTuple):
-    """The best checkpoint so far, with what it scored on validation."""
-
-    score: tuple[float, float]
-    step: int
-    weights: dict[str, Tensor]
-    valid: list[Measured]
+def _named(weights: dict[int, dict[str, torch.Tensor]], group: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The weights of several replicas in one dictionary: `3.blocks.0.norm.weight`."""
+    return {f"{index}.{name}": tensor for index in group for name, tensor in weights[index].items()}
 
 
-class _Trained(NamedTuple):
-    """The model is left as it was at the last step. `best` is None only where it diverged before any validation."""
-
-    steps: int
-    best: _Best | None
-    last_valid: list[Measured]
-    diverged: bool = False
-
-
-def _train(
-    model: LanguageModel,
-    training: Training,
-    data: TrialData,
-    learning_rate: float,
-    report: Callable[[int, int, float | None], None],
-) -> _Trained:
-    """The training loop. Metrics stay on the device; the host looks at them only when it validates."""
-    steps = training.epochs * steps_per_epoch(data.train, training.batch_size)
-    optimizer = adamw(model, learning_rate, training.weight_decay)
-    order = torch.Generator().manual_seed(training.data_seed)
-    best: _Best | None = None
-    measured: list[Measured] = []
-    accuracy: float | None = None
-    step = 0
-    model.train()
-    for _ in range(training.epochs):
-        for batch in batches(data.train, training.batch_size, order):
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * learning_rate_at(step, steps, training.warmup)
-            optimizer.zero_grad()
-            loss = labelled_loss(model, batch)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            if step % training.validate_every == 0 or step == steps:
-                measured = evaluate_all(model, data.valid)
-                if not (all(math.isfinite(m.loss) for m in measured) and math.isfinite(loss.item())):
-                    return _Trained(step, best, measured, diverged=True)
-                accuracy = sum(m.accuracy for m in measured) / len(measured)
-                score = (accuracy, -sum(m.loss for m in measured))
-                if best is None or score > best.score:
-                    weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
-                    best = _Best(score, step, weights, measured)
-                if training.threshold is not None and accuracy >= training.threshold:
-                    report(step, steps, accuracy)
-                    return _Trained(step, best, measured)
-                model.train()
-            if step % 20 == 0:
-                report(step, steps, accuracy)
-    return _Trained(step, best, measured)
-
-
-def labelled_loss(model: nn.Module, batch: SliceData) -> Tensor:
-    """Mean cross-entropy over the labelled positions of a batch; 0 where it has none."""
-    logits, targets = model(batch.tokens, batch.positions).flatten(0, 1), batch.targets.flatten()
-    summed = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    return summed / (targets != IGNORE).sum().clamp_min(1)
-
-
-def evaluate_all(model: nn.Module, parts: tuple[SliceData, ...]) -> list[Measured]:
-    """Each slice scored on its own, with one transfer to the host for all."""
-    sums = torch.stack([_evaluate(model, part) for part in parts]).tolist()
-    return [Measured(right / count, loss / count) for right, loss, count in sums]
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, part: SliceData) -> Tensor:
-    """(right answers, summed loss, labels) of a slice, as float64 on its device."""
-    model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=part.tokens.device)
-    tokens = CPU_EVALUATION_TOKENS if sums.device.type == "cpu" else EVALUATION_TOKENS
-    size = max(1, tokens // part.tokens.shape[1])
-    for start in range(0, len(part.tokens), size):
-        rows = slice(start, start + size)
-        targets = part.targets[rows].flatten()
-        logits = model(part.tokens[rows], part.positions[rows]).flatten(0, 1)
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-        right = (logits.argmax(-1) == targets).sum()
-        sums += torch.stack([right.double(), loss.double(), (targets != IGNORE).sum().double()])
-    return sums
-
-
-def _verify(spec: TrialSpec, model: LanguageModel, data: TrialData, device: torch.device) -> None:
-    def fresh() -> LanguageModel:
-        with seeded(0, device):
-            return build_model(spec, data.vocab_size).to(device)
-
+def _verify(fresh: Callable[[], LanguageModel], model: LanguageModel, spec: TrialSpec, data: TrialData) -> None:
     for test, valid in zip(data.test, data.valid, strict=True):
         # Validation helps out where the test set is a single sequence: rows are tried against one another.
         tokens = torch.cat([test.tokens, valid.tokens])[:VERIFIED_SEQUENCES]

@@ -1,0 +1,162 @@
+"""One training step of a stack: plain on a CPU; on a GPU compiled, and captured in a CUDA graph for each length."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoology.data import SliceData
+from zoology.training import adamw
+from zoology.training.adamw import AdamW
+from zoology.training.stack import Stack
+
+WARM_UPS = 3
+"""Steps before a capture: lazy initialisation and autotuning must be over. What they change is taken back."""
+
+
+class Steps:
+    """Steps one after another, eagerly.
+
+    Attributes:
+        loss_sum: (R,) losses added up since `take_losses`.
+    """
+
+    def __init__(self, stack: Stack, optimiser: AdamW, dropout: float):
+        self.stack, self.optimiser, self.dropout = stack, optimiser, dropout
+        self.loss_sum = torch.zeros(stack.size, dtype=torch.float64, device=stack.flat.device)
+        self.notes: list[str] = []
+
+    def __call__(self, part: SliceData, rows: Tensor) -> None:
+        """Train on some sequences of a slice. The host does not wait for the device."""
+        self._run(part, rows)
+
+    def take_losses(self) -> Tensor:
+        """The sum of the losses since the last call, (R,): NaN where one of them was."""
+        taken = self.loss_sum.clone()
+        self.loss_sum.zero_()
+        return taken
+
+    def keep(self, replicas: Tensor) -> None:
+        """Go on with some of the replicas only."""
+        self.stack.keep(replicas)
+        self.optimiser.keep(self.stack, replicas)
+        self.loss_sum = self.loss_sum[replicas]
+
+    def _run(self, part: SliceData, rows: Tensor) -> None:
+        batch = part.rows(rows)
+        losses = self._loss(self.stack.leaves, *batch, part.task.context_length, self.dropout)
+        gradients = torch.autograd.grad(losses.sum(), self.stack.leaves, materialize_grads=True)
+        self._update(gradients)
+        self.loss_sum += losses.detach()
+
+    def _loss(self, *args: Any) -> Tensor:
+        return self.stack.mean_loss(*args)
+
+    def _update(self, gradients: tuple[Tensor, ...]) -> None:
+        self.optimiser.step(gradients)
+
+
+class _Captured(NamedTuple):
+    """A CUDA graph and the row numbers that it reads."""
+
+    graph: torch.cuda.CUDAGraph
+    rows: Tensor
+
+
+class GraphSteps(Steps):
+    """Steps on a GPU. The loss and the update are compiled; forward, backward and update together are one CUDA graph
+    for each slice, so that the host only names the rows and starts it.
+
+    What cannot be compiled runs as it is, what cannot be captured is launched kernel by kernel; `notes` say so.
+    """
+
+    def __init__(self, stack: Stack, optimiser: AdamW, dropout: float, compiled: bool = True):
+        super().__init__(stack, optimiser, dropout)
+        self._graphs: dict[tuple[int, ...], _Captured | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
+        self._compiled_update = torch.compile(_flat_update, dynamic=False) if compiled else None
+
+    def __call__(self, part: SliceData, rows: Tensor) -> None:
+        key = (id(part.tokens), len(rows))
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(part, rows)
+        captured = self._graphs[key]
+        if captured is None:
+            self._run(part, rows)
+        else:
+            captured.rows.copy_(rows)
+            captured.graph.replay()
+
+    def keep(self, replicas: Tensor) -> None:
+        raise RuntimeError("a captured stack cannot shrink: its graphs are for all of its replicas")
+
+    def _capture(self, part: SliceData, rows: Tensor) -> _Captured | None:
+        """The graph of a step on this slice, or None where there can be none."""
+        rows = rows.clone()
+        with self._untouched():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._warm_up(part, rows)
+            torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._run(part, rows)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.notes.append(f"its steps are not captured in a CUDA graph: {_first_line(error)}")
+            return None
+        return _Captured(graph, rows)
+
+    def _warm_up(self, part: SliceData, rows: Tensor) -> None:
+        if self._compiled_loss is not None:
+            try:
+                self._run(part, rows)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a compiler may raise: the same code runs without it
+                self._compiled_loss = self._compiled_update = None
+                self.notes.append(f"its steps are not compiled: {_first_line(error)}")
+        for _ in range(WARM_UPS):
+            self._run(part, rows)
+
+    @contextlib.contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Training and the random state are afterwards as they were before."""
+        o = self.optimiser
+        tensors = (self.stack.flat, o.mean, o.square, o.count, self.loss_sum)
+        kept = [t.clone() for t in tensors]
+        random = torch.cuda.get_rng_state()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for t, before in zip(tensors, kept, strict=True):
+                    t.copy_(before)
+            torch.cuda.set_rng_state(random)
+
+    def _loss(self, *args: Any) -> Tensor:
+        return self._compiled_loss(*args) if self._compiled_loss is not None else super()._loss(*args)
+
+    def _update(self, gradients: tuple[Tensor, ...]) -> None:
+        if self._compiled_update is None:
+            super()._update(gradients)
+        else:
+            o = self.optimiser
+            with torch.no_grad():
+                self._compiled_update(gradients, o.flat, o.mean, o.square, o.count, *o.constants)
+
+
+def _flat_update(gradients: tuple[Tensor, ...], flat: Tensor, *rest: Tensor) -> None:
+    adamw.update(adamw.flat_gradient(gradients, flat), flat, *rest)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}".strip(": ")
