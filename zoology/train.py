@@ -20,7 +20,7 @@ import torch
 
 from zoology.architectures.audit import verify_trained
 from zoology.architectures.state import Part, by_component, total
-from zoology.data import TrialData, load_data
+from zoology.data import TrialData, load_data, refuse_labels_in_contexts
 from zoology.model import LanguageModel
 from zoology.record import ReplicaResult, Score, TrialResult, TrialSpec
 from zoology.registry import InputError, load_entry_points, load_plugin
@@ -77,6 +77,8 @@ def fit(
     device = torch.device(device)
     data = TrialData(*(tuple(part.to(device) for part in split) for split in load_data(spec)))
     trial = _Trial(spec, data, device, progress, keep)
+    if trial.fresh().reads_context:
+        refuse_labels_in_contexts(data)
     together = device.type == "cuda" if stacked is None else stacked
     indexes = tuple(range(len(spec.replicas)))
     groups = deque([indexes] if together else [(index,) for index in indexes])
@@ -215,9 +217,7 @@ class _Trial:
 
     def result(self) -> TrialResult:
         """What came of all replicas, in their order."""
-        with seeded(0, self.device):
-            model = build_model(self.spec, self.data.vocab_size)
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = sum(p.numel() for p in self.fresh().parameters())
         return TrialResult(
             spec=self.spec,
             replicas=tuple(self.done[index] for index in sorted(self.done)),
@@ -240,7 +240,7 @@ class _Trial:
 
     def _train(self, group: tuple[int, ...], saved: Path | None) -> tuple[Stack, Trained]:
         pairs = [self.spec.replicas[index] for index in group]
-        models = [self._fresh(seed) for _, seed in pairs]
+        models = [self.fresh(seed) for _, seed in pairs]
         stack = Stack(models, self.compute)
         with seeded(pairs[0][1], self.device):
 
@@ -251,7 +251,8 @@ class _Trial:
             rates = [rate for rate, _ in pairs]
             return stack, Loop(stack, self.spec.training, self.data, rates, report, saved).train()
 
-    def _fresh(self, seed: int = 0) -> LanguageModel:
+    def fresh(self, seed: int = 0) -> LanguageModel:
+        """An untrained model, drawn from a seed."""
         with seeded(seed, self.device):
             return build_model(self.spec, self.data.vocab_size).to(self.device)
 
@@ -268,7 +269,7 @@ class _Trial:
             at = trained.replicas[row]
             model = stack.alone(trained.best, row)
             if at.best_valid is not None:
-                _verify(self._fresh, model, self.spec, self.data)
+                _verify(self.fresh, model, self.spec, self.data)
             states = states or [
                 model.measure_state(part.tokens[:1, : part.task.context_length]) for part in self.data.test
             ]
