@@ -33,9 +33,7 @@ def _windows_kernel(
     ids += replica * stride_order + window * WINDOW
     if tl.load(ids) == tl.load(ids + WINDOW - 1):
         row = tl.load(order + replica * stride_order + at)
-        values = tl.load(
-            grad + replica * N * D + row[:, None] * D + dims[None, :], mask=(dims < D)[None, :], other=0.0
-        )
+        values = tl.load(grad + replica * N * D + row[:, None] * D + dims[None, :], mask=(dims < D)[None, :], other=0.0)
         total = tl.sum(values.to(tl.float32), 0)
         tl.store(sums + (replica * windows + window) * D + dims, total, mask=dims < D)
 
@@ -179,9 +177,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], weight: Tensor, tokens: Tensor
 
 
 @gradient.register_vmap
-def _(
-    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, tokens: Tensor, vocab_size: int
-) -> tuple[Tensor, int]:
+def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, tokens: Tensor, vocab_size: int) -> tuple[Tensor, int]:
     grad = fold(grad, in_dims[0], info.batch_size)
     tokens = fold_shared(tokens, in_dims[1], info.batch_size, grad.shape[0] // info.batch_size)
     return unfold(gradient(grad, tokens, vocab_size), info.batch_size), 0

@@ -39,7 +39,7 @@ def linear_cross_entropy(
         lowest id is the likeliest. A row with NaN is not right.
 
     Gradients flow to `hidden` and `weight`, each in its own dtype, for any gradient of the loss; once, not twice, in
-    Triton. A target outside its range raises IndexError on a CPU; in Triton, where nothing waits for the GPU, its loss is
+    Triton, and from outside of `torch.vmap`, as custom ops have it. A target outside its range raises IndexError on a CPU; in Triton, where nothing waits for the GPU, its loss is
     NaN.
 
     Raises:
