@@ -1,4 +1,4 @@
-"""The Triton kernels of `linear_cross_entropy` in the interpreter, float32 against float64. Run by the op's own tests."""
+"""The Triton kernels of `linear_cross_entropy` in the interpreter, float32 against float64. The op's tests run them."""
 
 import pytest
 import torch

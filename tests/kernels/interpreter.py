@@ -1,4 +1,4 @@
-"""The Triton kernels on a CPU. Triton reads TRITON_INTERPRET once, when it is imported, so their tests are a process."""
+"""The Triton kernels on a CPU. Triton reads TRITON_INTERPRET when it is imported, so their tests are a process."""
 
 import os
 import subprocess

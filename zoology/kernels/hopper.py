@@ -1,9 +1,9 @@
 """A check, at first use, that the compiler made right code.
 
-The ptxas of CUDA 12 miscompiles some products on Hopper (compute capability 9.0) whose left operand comes from registers,
-as the rounded probabilities of `linear_cross_entropy` do: numbers are wrong and nothing is reported. Triton brings its own
-ptxas, of CUDA 12 up to Triton 3.8. No run on a CPU can find this. So the first call of such a kernel, for each width and
-dtype, runs it on a few hundred rows and compares with float64: milliseconds, once in a process.
+The ptxas of CUDA 12 miscompiles some products on Hopper (compute capability 9.0) whose left operand comes from
+registers, as the rounded probabilities of `linear_cross_entropy` do: numbers are wrong and nothing is reported. Triton
+brings its own ptxas, of CUDA 12 up to Triton 3.8. No run on a CPU can find this. So the first call of such a kernel,
+for each width and dtype, runs it on a few hundred rows and compares with float64: milliseconds, once in a process.
 """
 
 from collections.abc import Callable, Hashable

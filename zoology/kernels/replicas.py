@@ -17,8 +17,8 @@ _warned = False
 def choose(implementation: str | None, device: torch.device) -> str:
     """ "triton" or "reference": by name, or where none is given by the device.
 
-    Without a name, CUDA tensors go to Triton and all others to the reference. A machine with CUDA and no Triton gets the
-    reference, and one warning in the life of the process.
+    Without a name, CUDA tensors go to Triton and all others to the reference. A machine with CUDA and no Triton gets
+    the reference, and one warning in the life of the process.
 
     Raises:
         ValueError: an unknown name, or "triton" where it cannot run.

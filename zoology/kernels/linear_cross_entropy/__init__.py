@@ -38,9 +38,9 @@ def linear_cross_entropy(
         loss (M,) or (R, M), float32, or float64 where `hidden` is; right, of its shape, bool. Among equal logits the
         lowest id is the likeliest. A row with NaN is not right.
 
-    Gradients flow to `hidden` and `weight`, each in its own dtype, for any gradient of the loss; once, not twice, in
-    Triton, and from outside of `torch.vmap`, as custom ops have it. A target outside its range raises IndexError on a CPU; in Triton, where nothing waits for the GPU, its loss is
-    NaN.
+    Gradients flow to `hidden` and `weight`, each in its own dtype, for any gradient of the loss. In Triton they are
+    taken once, not twice, and from outside of `torch.vmap`, not inside. A target outside its range raises IndexError on
+    a CPU; in Triton, where nothing waits for the GPU, its loss is NaN.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, fewer than 2 ids, or more than the kernel can take.

@@ -1,14 +1,14 @@
 """Cross-entropy of a tied head in Triton, and the `torch.library` ops around it.
 
-The forward pass is FlashAttention's with keys = values = weight: blocks of rows meet blocks of the vocabulary, and beside
-the online softmax it sums pull_m = sum_v p_v w_v - w_t, which is the gradient of the loss by the hidden row. So the
-backward pass of `hidden` is one product with the upstream gradient, and the logits are made twice in all, not three times:
-the limits of this op are exponentials (16 a clock and multiprocessor) and the matrix units, at par. The target's own
-column is left out of the sums: its share, p_t - 1 = -(the others' share), keeps its digits where p_t is near 1.
+The forward pass is FlashAttention's with keys = values = weight: blocks of rows meet blocks of the vocabulary, and
+beside the online softmax it sums pull_m = sum_v p_v w_v - w_t, the gradient of the loss by the hidden row. So the
+backward pass of `hidden` is one product with the upstream gradient, and the logits are made twice in all, not three
+times: the limits of this op are exponentials (16 a clock and multiprocessor) and the matrix units, at par. The target's
+own column is left out of the sums: its share, p_t - 1 = -(the others' share), keeps its digits where p_t is near 1.
 
-The gradient of `weight` has programs of (block of the vocabulary, piece of the rows), each of which goes over its rows in
-order; pieces are added in float32 in a second pass. No atomics: the same numbers in every run. Block sizes come from a
-table, not from timing, for the same reason: another block size rounds otherwise.
+The gradient of `weight` has programs of (block of the vocabulary, piece of the rows), each of which goes over its rows
+in order; pieces are added in float32 in a second pass. No atomics: the same numbers in every run. Block sizes come from
+a table, not from timing, for the same reason: another block size rounds otherwise.
 
 Hazard: rounded probabilities are a product's left operand from registers, which the ptxas of CUDA 12 can miscompile on
 Hopper. `zoology.kernels.hopper` checks at first use.
@@ -43,8 +43,8 @@ class Blocks(NamedTuple):
 def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     """The forward kernel's blocks, for a width that is a power of two.
 
-    By the compiler's report for Hopper: 138 registers at width 64, so that three programs share a processor, and no spill
-    up to width 256. In float32, whose products are not the matrix units', some registers spill at every width.
+    By the compiler's report for Hopper: 138 registers at width 64, so that three programs share a processor, and no
+    spill up to width 256. In float32, whose products are not the matrix units', some registers spill at every width.
     """
     if dtype == torch.float32:
         return Blocks(32, 32, 8, 1) if width <= 128 else Blocks(16, 16, 4 if width <= 256 else 8, 1)
@@ -62,7 +62,7 @@ def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     return Blocks(32, 64, 4 if width <= 256 else 8, 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "V", "ignore_index"])
 def _forward_kernel(
     hidden, weight, targets, loss, right, log_sum, pull, M, V, stride_h, stride_w, stride_t, ignore_index,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
@@ -132,7 +132,7 @@ def _forward_kernel(
         tl.store(pull + at[:, None] * D + dims[None, :], out, mask=there[:, None] & wide[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "M", "V", "ignore_index", "piece"])
 def _backward_kernel(
     grad, hidden, weight, targets, log_sum, out, R, M, V, stride_h, stride_w, stride_t, ignore_index, piece,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr,
@@ -253,16 +253,17 @@ def limits(hidden: Tensor, weight: Tensor) -> None:
 
 def _errors(d: int, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Relative errors of loss and gradients on a small instance, against float64."""
-    count, v = 300, 500
-    ramp = torch.arange(max(count, v) * d, device=device, dtype=torch.float64)
-    h = (ramp[: count * d] * 1.7).sin().view(1, count, d).to(dtype)
-    w = (ramp[: v * d] * 2.3 + 1).cos().mul(2 * d**-0.5).view(1, v, d).to(dtype)
+    count, v = 300, 512
+    ramp = torch.arange(2 * max(count, v) * d, device=device, dtype=torch.float64)
+    h = (ramp[: 2 * count * d] * 1.7).sin().view(2, count, d).to(dtype)
+    w = (ramp[: 2 * v * d] * 2.3 + 1).cos().mul(2 * d**-0.5).view(2, v, d).to(dtype)
     targets = (torch.arange(count, device=device) * 37 % v).unsqueeze(0)
     loss, _, log_sum, pull = launch_forward(h, w, targets, -100, True)
     weight_grad = launch_backward(torch.ones_like(loss), h, w, targets, log_sum, -100)
     logits = h.double() @ w.double().mT
-    exact = logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    slope = logits.softmax(-1).scatter_add(-1, targets.unsqueeze(-1), -torch.ones_like(logits[..., :1]))
+    own = targets.unsqueeze(-1).expand(2, -1, -1)
+    exact = logits.logsumexp(-1) - logits.gather(-1, own).squeeze(-1)
+    slope = logits.softmax(-1).scatter_add(-1, own, -torch.ones_like(logits[..., :1]))
     pairs = {
         "the loss": (loss, exact),
         "the gradient of hidden": (pull, slope @ w.double()),
