@@ -1,0 +1,260 @@
+"""How fast the Triton kernels are, beside compiled PyTorch: `python benchmarks/kernels.py`, on a machine with a GPU.
+
+Prints a table and appends a row for each measurement to `benchmarks/results/kernels.csv`, with the machine, the
+versions and the date. A time is the median over replays of a CUDA graph, in training but for what is called eval.
+`--tune` times other block sizes instead, and writes no file.
+"""
+
+import argparse
+import csv
+import functools
+import itertools
+import platform
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton as triton_package
+from torch import Tensor
+
+import zoology
+from zoology.kernels.embedding import triton as embedding_triton
+from zoology.kernels.linear_cross_entropy import linear_cross_entropy
+from zoology.kernels.linear_cross_entropy import triton as head_triton
+
+COLUMNS = (
+    "date",
+    "op",
+    "shape",
+    "what",
+    "method",
+    "value",
+    "unit",
+    "processor",
+    "python",
+    "torch",
+    "triton",
+    "zoology",
+)
+RESULTS = Path(__file__).parent / "results" / "kernels.csv"
+IDS = 8192
+COMPILING = 70
+"""Seconds after which no more shapes are compiled for comparison, the smaller ones at the end."""
+STARTED = time.monotonic()
+
+
+def milliseconds(function: Callable[[], object], replays: int = 15) -> float:
+    """The median time of a function's kernels, by replays of a CUDA graph of some calls."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    calls = max(1, min(20, int(2 / max(begin.elapsed_time(end), 1e-3))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            function()
+    graph.replay()
+    times = []
+    for _ in range(replays):
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / calls)
+    return statistics.median(times)
+
+
+def peak(function: Callable[[], object]) -> float:
+    """The most memory that a call takes beyond its inputs, in MiB."""
+    function()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def head_inputs(r: int, m: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As a sweep has them: rows in bfloat16, the table in float32, labels that R models share."""
+    hidden = torch.randn(r, m, d, device="cuda").bfloat16().requires_grad_()
+    weight = (torch.randn(r, IDS, d, device="cuda") * d**-0.5).requires_grad_()
+    return hidden, weight, torch.randint(IDS, (1, m), device="cuda")
+
+
+def pytorch_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What is compiled for comparison."""
+    logits = (hidden @ weight.to(hidden.dtype).mT).float()
+    labels = targets.expand(logits.shape[:-1])
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+    return loss, logits.argmax(-1) == labels
+
+
+def backward(function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor) -> tuple[Tensor, ...]:
+    loss, _ = function(*args)
+    return torch.autograd.grad(loss.mean(), args[:2])
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+Note = Callable[..., None]
+
+
+def head(note: Note, r: int, m: int, d: int) -> None:
+    """One shape of `linear_cross_entropy`: times, memory, and errors of the gradients of the first replica."""
+    op, shape, times = "linear_cross_entropy", f"R{r}-M{m}-V{IDS}-D{d}", {}
+    args = head_inputs(r, m, d)
+    ours = functools.partial(linear_cross_entropy, implementation="triton")
+    methods = {"triton": ours}
+    if time.monotonic() - STARTED < COMPILING:
+        torch._dynamo.reset()
+        methods["compiled"] = torch.compile(pytorch_head, dynamic=False)
+    else:
+        print(f"{op:<22} {shape:<28} compiled PyTorch left out: {COMPILING} s are over", flush=True)
+    for method, function in methods.items():
+        for what, run in (("fwd", function), ("fwd+bwd", functools.partial(backward, function))):
+            times[method, what] = milliseconds(functools.partial(run, *args))
+            note(op, shape, what, method, times[method, what], "ms")
+        note(op, shape, "memory", method, peak(functools.partial(backward, function, *args)), "MiB")
+    with torch.no_grad():
+        note(op, shape, "eval", "triton", milliseconds(functools.partial(ours, *args)), "ms")
+    if "compiled" in methods:
+        for what in ("fwd", "fwd+bwd"):
+            note(op, shape, what, "ratio", times["compiled", what] / times["triton", what], "x compiled")
+    hidden, weight, targets = args[0][:1, :1024].detach(), args[1][:1].detach(), args[2][:, :1024]
+    reference = functools.partial(linear_cross_entropy, implementation="reference")
+    rounded = weight.bfloat16().double()
+    want = backward(reference, hidden.double().requires_grad_(), rounded.requires_grad_(), targets)
+    for method, function in (("triton", ours), ("reference", reference)):
+        got = backward(function, hidden.requires_grad_(), weight.requires_grad_(), targets)
+        for name, a, b in zip(("error of dhidden", "error of dweight"), got, want, strict=True):
+            note(op, shape, name, method, relative(a, b), "relative")
+
+
+def table(note: Note, kind: str, r: int, n: int, d: int) -> None:
+    """The gradient of a table of embeddings: ours, and index_add, which is not deterministic."""
+    tokens = torch.randint(IDS, (n,), device="cuda")
+    if kind == "fillers":
+        tokens[torch.rand(n, device="cuda") < 0.8] = 0
+    elif kind == "one-id":
+        tokens.zero_()
+    grad = torch.randn(r, n, d, device="cuda").bfloat16()
+    shape = f"R{r}-N{n}-V{IDS}-D{d}-{kind}"
+    methods = {
+        "triton": lambda: embedding_triton.gradient(grad, tokens.unsqueeze(0), IDS),
+        "index_add": lambda: torch.zeros(r, IDS, d, device="cuda").index_add_(1, tokens, grad.float()),
+    }
+    for method, function in methods.items():
+        note("embedding", shape, "bwd", method, milliseconds(function), "ms")
+    sort = milliseconds(lambda: torch.sort(tokens.to(torch.int32).unsqueeze(0), dim=1, stable=True))
+    note("embedding", shape, "of which sort", "triton", sort, "ms")
+
+
+def measure(note: Note) -> None:
+    """Every row. One that fails says so, and the others go on."""
+    jobs: list[Callable[[], None]] = []
+    for r, m, d in itertools.product((12, 1), (16384, 4096, 1024), (64, 128)):
+        jobs.append(functools.partial(head, note, r, m, d))
+    for kind, n in itertools.product(("uniform", "fillers", "one-id"), (16384, 65536)):
+        jobs.append(functools.partial(table, note, kind, 12, n, 64))
+    attempt(jobs)
+
+
+def attempt(jobs: list[Callable[[], None]]) -> None:
+    for job in jobs:
+        try:
+            job()
+        except Exception:
+            print(f"failed: {job.args[1:]}: {traceback.format_exc().strip().splitlines()[-1]}", flush=True)
+        torch.cuda.empty_cache()
+
+
+def tune() -> None:
+    """Times of the two kernels of the head for other block sizes, R = 12, M = 16384; what does not compile says so."""
+
+    def each(kind: str, d: int, blocks: head_triton.Blocks) -> None:
+        h, w, t = head_inputs(12, 16384, d)
+        h, w = h.detach(), w.detach().bfloat16()
+        loss, _, log_sum, _ = head_triton.launch_forward(h, w, t, -100, True)
+        if kind == "forward":
+            run = functools.partial(head_triton.launch_forward, h, w, t, -100, True, blocks)
+        else:
+            run = functools.partial(head_triton.launch_backward, torch.ones_like(loss), h, w, t, log_sum, -100, blocks)
+        print(f"D{d} {kind:<8} {tuple(blocks)} {milliseconds(run, 7):.3f} ms", flush=True)
+
+    jobs = []
+    for d, (rows, ids), (warps, stages) in itertools.product(
+        (64, 128), ((64, 32), (64, 64), (128, 32), (128, 64), (64, 128)), ((4, 2), (4, 3), (8, 3))
+    ):
+        jobs.append(functools.partial(each, "forward", d, head_triton.Blocks(rows, ids, warps, stages)))
+    for d, (rows, ids), (warps, stages) in itertools.product(
+        (64, 128), ((32, 64), (64, 64), (32, 128), (64, 128), (128, 64)), ((4, 2), (4, 3), (8, 3))
+    ):
+        jobs.append(functools.partial(each, "backward", d, head_triton.Blocks(rows, ids, warps, stages)))
+    attempt(jobs)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on and with."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": torch.cuda.get_device_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_package.__version__,
+        "zoology": zoology.__version__,
+    }
+
+
+def append(rows: list[dict[str, Any]], common: dict[str, Any], path: Path) -> None:
+    """Put rows at the end of the results file, which is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({**common, **row} for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"default {RESULTS}")
+    parser.add_argument("--tune", action="store_true", help="time other block sizes, and write no file")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device: the kernels run on a GPU")
+    torch.manual_seed(0)
+    if given.tune:
+        return tune()
+    rows: list[dict[str, Any]] = []
+
+    def note(op: str, shape: str, what: str, method: str, value: float, unit: str) -> None:
+        rows.append({"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit})
+        print(f"{op:<22} {shape:<28} {what:<18} {method:<10} {value:>10.4g} {unit}", flush=True)
+
+    measure(note)
+    append(rows, machine(), given.out)
+    print(f"rows appended to {given.out}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

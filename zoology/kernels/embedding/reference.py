@@ -1,0 +1,9 @@
+"""A table of embeddings in PyTorch, with the gradient that PyTorch has for it."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
+    """weight (V, D), tokens (...) -> (..., D)."""
+    return F.embedding(tokens, weight)
