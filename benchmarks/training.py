@@ -174,7 +174,7 @@ def main() -> None:
                             table = profile(architecture, d_model, (t, n), options.replicas, settings)
                             (options.profile / f"{architecture}-{d_model}-{text}.txt").write_text(table)
                     except Exception:
-                        print(architecture, d_model, text, traceback.format_exc()[-1500:], flush=True)
+                        print(architecture, d_model, text, traceback.format_exc()[-3000:], flush=True)
                     torch.cuda.empty_cache()
 
 

@@ -29,9 +29,11 @@ class Block(nn.Module):
         self.mixer = mixer
 
     def forward(self, x: Tensor, context_length: int | None = None) -> Tensor:
-        if isinstance(self.mixer, ContextMixer):
-            return x + self.mixer(self.norm(x), context_length).to(x.dtype)
-        return x + self.mixer(self.norm(x)).to(x.dtype)
+        u = self.norm(x).to(
+            x.dtype
+        )  # autocast's norm gives float32, which would be twice the bytes of all that follows
+        y = self.mixer(u, context_length) if isinstance(self.mixer, ContextMixer) else self.mixer(u)
+        return x + y.to(x.dtype)
 
     def read_context(self, x: Tensor) -> tuple[Tensor, Any]:
         if isinstance(self.mixer, ContextMixer):

@@ -150,12 +150,14 @@ def denormals_flushed() -> Iterator[None]:
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """float32 products are float32 inside, whatever was asked for outside."""
-    before = torch.get_float32_matmul_precision()
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # compiled under vmap, it is given None where it wants a tensor (2.11)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -109,7 +109,6 @@ class Stack:
         }
         self._all_constant = self.constant
         self._features = _Features(self.template)
-        self.leaves = self.leaves_of(self.flat)
 
     def leaves_of(self, flat: Tensor) -> list[Tensor]:
         """Tensors that share the memory of a flat buffer, one for each trainable parameter, to differentiate by."""
@@ -120,12 +119,10 @@ class Stack:
         self.size = len(replicas)
         self.flat = self.flat[replicas]
         self.constant = {name: t[replicas] for name, t in self.constant.items()}
-        self.leaves = self.leaves_of(self.flat)
 
     def whole(self, flat: Tensor) -> "Stack":
         """This stack with all the replicas that it began with, for weights of all of them."""
         self.flat, self.constant, self.size = flat, self._all_constant, len(flat)
-        self.leaves = self.leaves_of(flat)
         return self
 
     def features(
@@ -142,7 +139,11 @@ class Stack:
         weights = {
             f"model.{entry.name}": _as_parameter(leaf, entry) for entry, leaf in zip(self.entries, leaves, strict=True)
         }
-        x = embedding(weights[f"model.{EMBEDDING}"], tokens)
+        table = weights[f"model.{EMBEDDING}"]
+        if self.size == 1:
+            x = embedding(table[0], tokens).unsqueeze(0)
+        else:
+            x = vmap(embedding, in_dims=(0, None))(table, tokens)
         device = x.device.type
         with torch.autocast(device, self.compute, enabled=self.compute is not None, cache_enabled=False):
             if self.compute is not None:

@@ -46,8 +46,10 @@ class Steps:
 
     def _run(self, part: SliceData, rows: Tensor) -> None:
         batch = part.rows(rows)
-        losses = self._loss(self.stack.leaves, *batch, part.task.context_length, self.dropout)
-        gradients = torch.autograd.grad(losses.sum(), self.stack.leaves, materialize_grads=True)
+        # New leaves in each step: the graph of an old one may belong to another stream, which a capture must not meet.
+        leaves = self.stack.leaves_of(self.stack.flat)
+        losses = self._loss(leaves, *batch, part.task.context_length, self.dropout)
+        gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
         self._update(gradients)
         self.loss_sum += losses.detach()
 
@@ -109,6 +111,7 @@ class GraphSteps(Steps):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            _leave_capture()
             self.notes.append(f"its steps are not captured in a CUDA graph: {_first_line(error)}")
             return None
         return _Captured(graph, rows)
@@ -154,6 +157,12 @@ class GraphSteps(Steps):
 
 def _flat_update(gradients: tuple[Tensor, ...], flat: Tensor, *rest: Tensor) -> None:
     adamw.update(adamw.flat_gradient(gradients, flat), flat, *rest)
+
+
+def _leave_capture() -> None:
+    """After a capture that failed, the random state still believes to be inside it: go on with a copy that does not."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _first_line(error: BaseException) -> str:

@@ -89,7 +89,9 @@ def linear_attention(
         raise ValueError(f"chunk_size = {chunk_size}: must be at least 1")
     batch, time, heads, _ = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
-    qs, ks, vs = (x.to(wide).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    # Autocast rounds the factors of every product: widening them first would only be two more passes over each.
+    inside = q.dtype if torch.is_autocast_enabled(q.device.type) else wide
+    qs, ks, vs = (x.to(inside).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     carry = None if state is None else tuple(x.to(wide).flatten(0, 1) for x in state)
     whole = time - time % chunk_size
     pieces = [(start, stop) for start, stop in ((0, whole), (whole, time)) if stop > start]
@@ -155,7 +157,9 @@ def _chunked(
     """
     weights = _causal_weights(q, k, feature_map)
     numerator = weights @ v
-    denominator = weights.sum(-1, keepdim=True) if normalise else None
+    denominator = (
+        weights.sum(-1, keepdim=True, dtype=torch.promote_types(weights.dtype, torch.float32)) if normalise else None
+    )
     chunks, first = q.shape[1], 0 if carry is not None else 1  # the first chunk that has something before it
     if chunks <= first and not keep:
         return numerator, denominator, None

@@ -37,8 +37,11 @@ def short_conv(
     if x.shape[1] == 0:
         return x, after
     if x.is_cuda:  # products of shifted inputs, which a compiler makes one pass of, with what stands around them
-        taps = weight.unbind(1)
-        y = sum(tap * seen[:, j : j + x.shape[1]] for j, tap in enumerate(taps))
+        past = [
+            seen[:, kept - j : seen.shape[1] - j] if state is not None else F.pad(x, (0, 0, j, -j))
+            for j in range(kept + 1)
+        ]
+        y = sum(weight[:, kept - j] * shifted for j, shifted in enumerate(past))
         return (y if bias is None else y + bias).to(x.dtype), after  # type: ignore[union-attr]
     # As an image of height 1 the layout (B, T, D) is what a 2-d convolution calls channels last, and nothing is copied:
     # half the time of a 1-d convolution on a CPU.
