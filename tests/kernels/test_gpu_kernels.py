@@ -127,7 +127,7 @@ def test_it_compiles_whole():
     want, got = step(*arguments), step(*arguments, torch.compile(losses, fullgraph=True))
     assert (got[1] == want[1]).float().mean() > 0.99
     for a, b in zip((got[0], *got[2:]), (want[0], *want[2:]), strict=True):
-        torch.testing.assert_close(a.float(), b.float(), rtol=2e-2, atol=1e-5)
+        assert (a.float() - b.float()).norm() < 1e-2 * b.float().norm()
 
 
 def test_a_captured_graph_replays_on_new_inputs():

@@ -97,7 +97,7 @@ def update(
     decay: Tensor,
 ) -> None:
     """AdamW in place, as tensor code without a look at any value, so that it compiles and can be captured."""
-    rate = schedule[count] * (rates * follow + own)
+    rate = schedule[count.view(1)] * (rates * follow + own)  # a plain index of a single number would wait for it
     count += 1
     wide = count.double()
     mean.lerp_(gradient, 1 - BETA1)

@@ -79,7 +79,7 @@ class GraphSteps(Steps):
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
-        self._compiled_update = torch.compile(_flat_update, dynamic=False) if compiled else None
+        self._compiled_update = torch.compile(_flat_update, fullgraph=True, dynamic=False) if compiled else None
 
     def __call__(self, part: SliceData, rows: Tensor) -> None:
         key = (id(part.tokens), len(rows))
