@@ -196,7 +196,8 @@ def part_of(n: int, first: int = 0, name: str = "part") -> SliceData:
 
 
 def epoch(generator: torch.Generator, *parts: SliceData, size: int = 4) -> list[SliceData]:
-    return list(batches(parts, size, generator))
+    drawn = [(part.name, part.rows(rows)) for part, rows in batches(parts, size, generator)]
+    return [SliceData(name, TASK, *tensors, "hash") for name, tensors in drawn]
 
 
 def test_an_epoch_holds_each_sequence_once_up_to_the_remainder():

@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LINES = 400
 
 ALL = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in MODULES} - {"__init__"}
-TRAINING = {"model", "architectures", "tasks", "record", "registry", "data", "optim"}
+TRAINING = {"model", "architectures", "tasks", "record", "registry", "data", "training", "kernels"}
 MAY_IMPORT = {
     "registry": set(),
     "record": set(),
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "architectures": {"architectures", "registry", "kernels"},
     "model": {"architectures", "registry"},
     "data": TRAINING,
-    "optim": TRAINING,
+    "training": TRAINING,
     "train": TRAINING,
     "sweeps": {"sweeps", "train", "record", "registry", "tasks", "architectures", "data"},
     "analysis": {"analysis", "record", "registry"},

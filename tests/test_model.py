@@ -198,12 +198,12 @@ def test_a_mixer_keeps_the_initial_values_that_it_asks_to_keep(own_registries):
 
 def test_dropout_is_on_the_embedding_and_in_training_only():
     model, tokens = build([], dropout=0.5).train(), torch.arange(VOCAB).unsqueeze(0)
-    x = model.hidden(tokens)
+    x = model.embed(tokens)
     kept = x != 0
     assert 0.35 < kept.float().mean() < 0.65
     assert torch.allclose(x[kept], 2 * model.embedding(tokens)[kept])
     model.eval()
-    assert torch.equal(model.hidden(tokens), model.embedding(tokens))
+    assert torch.equal(model.embed(tokens), model.embedding(tokens))
 
 
 def test_state_is_measured_at_the_end_of_the_context():

@@ -84,7 +84,7 @@ def result() -> TrialResult:
 
 def test_an_id_is_the_same_on_every_machine_and_in_every_version():
     """Runs on disk are found again by it: should this change, what was done would be run again."""
-    assert spec().id == "8feabcbf69eb"
+    assert spec().id == "cdea42faaee2"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,7 @@ RECIPE = {
     "weight_decay": 0.2,
     "warmup": 0.2,
     "embedding_dropout": 0.1,
+    "precision": "fp32",
     "init": "papers",
     "validate_every": 99,
     "threshold": None,

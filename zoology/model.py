@@ -87,6 +87,10 @@ class LanguageModel(nn.Module):
         """Whether a mixer of this model reads the context whole (`ContextMixer`): outputs inside it are not causal."""
         return any(isinstance(block.mixer, ContextMixer) for block in self.blocks)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (...) -> (..., d_model), with dropout in training."""
+        return self.dropout(self.embedding(tokens))
+
     def features(self, x: Tensor, positions: Tensor | None = None, context_length: int | None = None) -> Tensor:
         """All between the embedding and the head, the last norm included: (batch, time, d_model) -> the same.
 
@@ -122,7 +126,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: as `features`.
         """
-        return self.head(self.features(self.dropout(self.embedding(tokens)), positions, context_length))
+        return self.head(self.features(self.embed(tokens), positions, context_length))
 
     def init_state(self, batch_size: int) -> list[Any]:
         """The state of every layer before the first token."""
@@ -133,7 +137,7 @@ class LanguageModel(nn.Module):
 
         The same as `prefill` from `init_state`, but for mixers that read the context whole.
         """
-        x, state = self.dropout(self.embedding(tokens)), []
+        x, state = self.embed(tokens), []
         for block in self.blocks:
             x, new = block.read_context(x)  # type: ignore[operator]
             state.append(new)
@@ -141,7 +145,7 @@ class LanguageModel(nn.Module):
 
     def prefill(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """tokens (batch, time), state -> logits (batch, time, vocab_size), state."""
-        x, after = self.dropout(self.embedding(tokens)), []
+        x, after = self.embed(tokens), []
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block.prefill(x, before)  # type: ignore[operator]
             after.append(new)
@@ -149,7 +153,7 @@ class LanguageModel(nn.Module):
 
     def step(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """tokens (batch,), state -> logits (batch, vocab_size), state."""
-        x, after = self.dropout(self.embedding(tokens)), []
+        x, after = self.embed(tokens), []
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block.step(x, before)  # type: ignore[operator]
             after.append(new)
