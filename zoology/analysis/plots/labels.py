@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from zoology.analysis.style import Look, ink
+from zoology.analysis.plots.style import Look, ink
 
 # Distances as shares of the text's size, so that they hold at any width of the figure.
 _NEAR = 0.85  # from a point to its label
