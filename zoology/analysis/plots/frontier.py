@@ -93,12 +93,14 @@ def plot_frontier(
         plain(axes, page)
         note += _draw_limit(axes, page, limit) + _draw_memory(axes, page, memory)
         if len(others):
+            where = ", ".join(dict.fromkeys(others["setting"]))
             note.append(
-                f"Crosses: published ({', '.join(dict.fromkeys(others['setting']))}), read off a figure, bytes as claimed"
-                + ("." if comparable else "; other slices than these, so not comparable.")
+                f"Crosses: published ({where}), read off a figure, bytes as claimed there"
+                + ("." if comparable else "; of other slices, so not comparable.")
             )
         finish(page, " ".join(note), title)
         if not label_lines(axes, lines, look, page.font):
+            size_axis(axes, sizes, x_of_zero, left, ticks=5)
             legend(page, look, dashed, {name: line.frontier[-1][1] for name, line in lines.items()})
         return settle(page)
 
@@ -191,22 +193,25 @@ def _draw_limit(axes: Axes, page: Page, limit: pd.DataFrame | None) -> list[str]
     left = axes.get_xlim()[0]
     last = float(limit["state_bytes"].iloc[-1])
     if last <= left:
-        return [f"From {human_bytes(last)} on, no limit of the task forbids any recall."]
+        return [f"What no model can do ends at {human_bytes(last)}, left of what is drawn."]
     x = np.concatenate([[min(left, float(limit["state_bytes"].iloc[0]))], limit["state_bytes"].to_numpy(float)])
     y = np.concatenate([limit["recall"].to_numpy(float), [1.0]])
     top = axes.get_ylim()[1]
     shade = {"facecolor": _SHADE, "edgecolor": "white", "hatch": "////", "linewidth": 0.0, "zorder": 0.5}
     axes.fill_between(x, y, top, step="post", **shade)
     axes.step(x, y, where="post", color=GREY, linewidth=0.7 * page.scale, zorder=0.6)
-    wide = axes.transAxes.inverted().transform(axes.transData.transform((last, 0)))[0]
-    if wide > 0.12:
+    # The words stand within the shade, if it is high enough near the left edge.
+    near = left * (last / left) ** 0.3 if last > left else left
+    foot = float(y[np.searchsorted(x, near, side="right") - 1])
+    high = (top - foot) / (top - axes.get_ylim()[0]) * page.figure.get_figheight() * 72 * 0.7
+    size = 0.85 * page.font
+    if high > len(_FORBIDDEN) * size * 0.62 and math.log2(near / left) > 0.3:
         axes.text(
-            0.5 * wide * 0.8, 0.5, _FORBIDDEN, transform=axes.transAxes, rotation=90, ha="center", va="center",
-            fontsize=0.85 * page.font, color="#333333", zorder=0.7,
-            bbox={"facecolor": _SHADE, "edgecolor": "none", "pad": 1.0},
+            near, (foot + top) / 2, _FORBIDDEN, rotation=90, ha="center", va="center", fontsize=size, color="#333333",
+            zorder=0.7, bbox={"facecolor": _SHADE, "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
         return []
-    return ["Shaded: no model can be here."]
+    return [f"Shaded: {_FORBIDDEN}."]
 
 
 def _draw_memory(axes: Axes, page: Page, memory: pd.DataFrame | None) -> list[str]:

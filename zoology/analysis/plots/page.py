@@ -120,14 +120,17 @@ def place_of_zero(sizes: pd.Series) -> float:
     return float(sizes[sizes > 0].min()) / 4 if sizes.any() else 0.5
 
 
-def size_axis(axes: Axes, sizes: pd.Series, x_of_zero: float, least: float | None = None) -> None:
-    """A log axis of bytes, with ticks at powers of two, at most seven of them. A state of nothing has its own tick.
+def size_axis(
+    axes: Axes, sizes: pd.Series, x_of_zero: float, least: float | None = None, ticks: int = _MAX_TICKS
+) -> None:
+    """A log axis of bytes, with ticks at powers of two. A state of nothing has its own tick.
 
     Args:
         axes: whose x axis it is.
         sizes: what is drawn, in bytes.
         x_of_zero: where sizes of 0 are drawn.
         least: a size that must be in view too.
+        ticks: how many at most.
     """
     axes.set_xscale("log", base=2)
     drawn = sizes.replace(0, x_of_zero)
@@ -138,8 +141,8 @@ def size_axis(axes: Axes, sizes: pd.Series, x_of_zero: float, least: float | Non
         low = min(low, math.log2(least))
     axes.set_xlim(2**low, 2**high)
     first = math.log2(x_of_zero) + 1 if (sizes == 0).any() else low
-    ticks = next(t for step in (1, 2, 5, 10, 20) if len(t := _powers(max(first, 0), high, step)) <= _MAX_TICKS)
-    named = [(2.0**k, human_bytes(2**k)) for k in ticks]
+    powers = next(t for step in (1, 2, 5, 10, 20) if len(t := _powers(max(first, 0), high, step)) <= ticks)
+    named = [(2.0**k, human_bytes(2**k)) for k in powers]
     if (sizes == 0).any():
         named.insert(0, (x_of_zero, "none"))
     axes.xaxis.set_major_locator(FixedLocator([x for x, _ in named]))
