@@ -53,7 +53,7 @@ def points(
     rows = rows[rows["split"].notna()]
     if rows.empty:
         raise InputError("no trial finished: there is nothing to compare")
-    rows = _one_task(rows, task)
+    rows = of_one_task(rows, task)
     test = rows[rows["split"] == "test"]
     chosen = _comparable_slices(test, slices)
     test = test[test["slice"].isin(chosen)]
@@ -170,7 +170,12 @@ def part_bytes(parts: Any) -> dict[str, int]:
     return {name: int(sum(sizes.values())) for name, sizes in parts.items()} if isinstance(parts, dict) else {}
 
 
-def _one_task(rows: pd.DataFrame, task: str | None) -> pd.DataFrame:
+def of_one_task(rows: pd.DataFrame, task: str | None = None) -> pd.DataFrame:
+    """The rows of a task, or all of them where they are of one.
+
+    Raises:
+        InputError: `task` is not there, or none is chosen and there are several.
+    """
     tasks = sorted(rows["task"].unique())
     if task is not None:
         if task not in tasks:

@@ -124,7 +124,7 @@ def by_order(table: pd.DataFrame, bootstrap: Bootstrap | None = None) -> pd.Data
     Returns:
         A row per trial and pair of sizes that was tested in both orders: the columns of the trial; `small`, `large`,
         the sizes; `small_first`, `large_first`, the recalls; `gain`, small_first - large_first, with `ci_low` and
-        `ci_high` paired over seeds.
+        `ci_high` paired over seeds, and `gain_by_seed`.
 
     Raises:
         InputError: no trial was tested on both orders of two sizes.
@@ -142,9 +142,11 @@ def by_order(table: pd.DataFrame, bootstrap: Bootstrap | None = None) -> pd.Data
             if a < b and large_first is not None:
                 names = ("small_first", "large_first", "gain")
                 rows.append({"small": a, "large": b} | _compared(part, small_first, large_first, names, bootstrap))
+                rows[-1]["gain_by_seed"] = {s: r - large_first[s] for s, r in small_first.items() if s in large_first}
     if not rows:
         raise InputError("no trial was tested on two sets in both orders: the order is told of set-disjointness only")
     columns = [*TRIAL, "small", "large", "small_first", "large_first", "gain", "ci_low", "ci_high", "n_seeds"]
+    columns.append("gain_by_seed")
     return pd.DataFrame(rows)[columns]
 
 
