@@ -69,7 +69,7 @@ def plot_extrapolation(
             axes.text(
                 edge, axes.get_ylim()[0], " beyond training", fontsize=0.85 * page.font, color=GREY, va="bottom",
             )  # fmt: skip
-        text = "Of each architecture the trial that is best on validation; mean over the slices of a length; "
+        text = "Of each architecture the trial that is best on validation; mean over the slices of a size; "
         finish(page, f"{text}{spell_seeds(part['n_seeds'], 'bands')}. {note}".strip(), title)
         name_lines(axes, page, lines)
         return settle(page)

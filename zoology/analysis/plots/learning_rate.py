@@ -55,8 +55,8 @@ def plot_learning_rate(
                     markeredgewidth=0.5 * scale, zorder=4,
                 )  # fmt: skip
                 lost = part[part["n_diverged"] > 0]["learning_rate"].to_numpy(float)
-                axes.plot(lost, np.zeros(len(lost)), "x", color=color, markersize=4 * scale, zorder=3, clip_on=False)
-            axes.set_title(name, fontsize=font * 0.95, loc="left", pad=2 * scale)
+                axes.plot(lost, np.zeros(len(lost)), "x", color=color, markersize=4 * scale, zorder=3)
+            axes.set_title(name, fontsize=font * (0.95 if len(name) < 18 else 0.75), loc="left", pad=2 * scale)
             axes.set_xscale("log")
             plain(axes, page)
         for axes in panels.flat[len(look) :]:
@@ -64,7 +64,7 @@ def plot_learning_rate(
         bottom = [panels[min(rows - 1, (len(look) - 1 - k) // columns)][k] for k in range(columns)]
         first = panels[0][0]
         # A tick at each rate, as far apart as their names need.
-        room, kept = (grid[-1] / grid[0]) ** 0.25, []
+        room, kept = (grid[-1] / grid[0]) ** 0.45, []
         for rate in grid:
             if not kept or rate / kept[-1] >= room * 0.99:
                 kept.append(rate)

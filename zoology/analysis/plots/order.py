@@ -85,5 +85,5 @@ def mean_orders(orders: pd.DataFrame) -> pd.DataFrame:
 
 
 def _signed(gain: float, low: float, high: float) -> str:
-    text = f"{100 * gain:+.1f}"
-    return text if low != low else f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"
+    text = f"{100 * gain:+.0f}"
+    return text if low != low else f"{text} ({100 * low:+.0f} to {100 * high:+.0f})"

@@ -52,6 +52,18 @@ def scale_of(size: tuple[float, float]) -> float:
     return (size[0] / 3.4) ** 0.6
 
 
+def size_of(width: float) -> tuple[float, float]:
+    """Width and height of a picture of a width in inches, flatter where it is wide.
+
+    Raises:
+        InputError: it is not within 2 to 30 inches.
+    """
+    if not 2 <= width <= 30:
+        raise InputError(f"width = {width}: must be from 2 to 30 inches")
+    places = (COLUMN, PAGE, SLIDE)
+    return width, width * float(np.interp(width, [w for w, _ in places], [h / w for w, h in places]))
+
+
 def settings(size: tuple[float, float]) -> Any:
     """A context with the look of the page, whatever the reader's own matplotlib settings are."""
     scale = scale_of(size)

@@ -73,13 +73,11 @@ def plot_state(
         axes.set_xlabel("Share of the state's bytes (%)")
         plain(axes, page, grid="x")
         axes.spines["left"].set_visible(False)
-        page.figure.legend(
-            handles=[
-                Patch(facecolor=color, hatch=hatch, edgecolor="black", linewidth=0.5 * page.scale, label=_WORDS.get(n, n))
-                for n in parts
-                for color, hatch in [PARTS.get(n, _OTHER)]
-            ],
-            loc="outside upper left", ncols=len(parts), frameon=False,
-        )  # fmt: skip
+        patches = []
+        for name in parts:
+            color, hatch = PARTS.get(name, _OTHER)
+            style = {"facecolor": color, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5 * page.scale}
+            patches.append(Patch(label=_WORDS.get(name, name), **style))
+        page.figure.legend(handles=patches, loc="outside upper left", ncols=len(parts), frameon=False)
         finish(page, f"At the end of the context, in the slice where it is largest. {note}".strip(), title)
         return settle(page)
