@@ -180,7 +180,7 @@ def _leftmost(sizes: pd.Series, limit: pd.DataFrame | None) -> float | None:
     low, high = math.log2(sizes.min()), math.log2(sizes.max())
     last = math.log2(limit["state_bytes"].iloc[-1])
     room = max(3.0, 0.7 * (high - low))
-    return 2 ** (last - 0.35 * room) if last > low - 0.65 * room else None
+    return 2 ** (last - 0.3 * room) if last > low - room else None
 
 
 def _draw_limit(axes: Axes, page: Page, limit: pd.DataFrame | None) -> list[str]:
