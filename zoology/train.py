@@ -24,6 +24,7 @@ from zoology.data import TrialData, load_data, refuse_labels_in_contexts
 from zoology.model import LanguageModel
 from zoology.record import ReplicaResult, Score, TrialResult, TrialSpec
 from zoology.registry import InputError, load_entry_points, load_plugin
+from zoology.tasks.limits import tabulate
 from zoology.training import checkpoint
 from zoology.training.evaluate import Measured, evaluate_all
 from zoology.training.loop import Loop, Trained
@@ -338,6 +339,7 @@ class _Trial:
                         state_bytes=size,
                         state_parts=by_component(state),
                         limit_bits=limit if limit is not None and math.isfinite(limit) else None,
+                        limits=tabulate(part.task.state_bits) if split == "test" else (),
                     )
                 )
         return tuple(scores)
