@@ -4,9 +4,22 @@ from zoology.architectures import (
     attention,
     base,
     based,
+    gla,
     linear_attention,
+    mamba2,
+    retnet,
     short_conv,
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "linear_attention", "short_conv", "sliding_window"]
+__all__ = [
+    "attention",
+    "base",
+    "based",
+    "gla",
+    "linear_attention",
+    "mamba2",
+    "retnet",
+    "short_conv",
+    "sliding_window",
+]

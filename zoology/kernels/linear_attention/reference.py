@@ -37,6 +37,11 @@ class LinearAttentionState(NamedTuple):
     kv: Tensor
     normaliser: Tensor
 
+    @staticmethod
+    def of_sum(kv: Tensor) -> "LinearAttentionState":
+        """The state of an output that is not normalised."""
+        return LinearAttentionState(kv, kv[..., :0, 0])
+
 
 def taylor_features(x: Tensor) -> Tensor:
     """Second-order Taylor features, packed: (..., f) -> (..., (f + 1)(f + 2) / 2).
