@@ -138,8 +138,8 @@ def test_limits_themselves_are_allowed():
 @pytest.mark.parametrize(
     ("params", "digest"),
     [
-        ({}, "158ea27b61f1d20e"),
-        ({"vocab_size": 64, "seq_len": 100, "num_pairs": 9, "passes": 2, "fillers": "papers"}, "eab2743fac4a2898"),
+        ({}, "399a49488cff2064"),
+        ({"vocab_size": 64, "seq_len": 100, "num_pairs": 9, "passes": 2, "fillers": "papers"}, "714508970c5b80f8"),
     ],
 )
 def test_same_seed_same_bytes(params, digest):

@@ -137,8 +137,8 @@ def test_limits_themselves_are_allowed():
 @pytest.mark.parametrize(
     ("params", "digest"),
     [
-        ({}, "a6e7f6d08a04a260"),
-        ({"vocab_size": 64, "seq_len": 96, "num_pairs": 9, "passes": 2, "fillers": "papers"}, "472cad921c8e6b5d"),
+        ({}, "48b0fe77aeaccc77"),
+        ({"vocab_size": 64, "seq_len": 96, "num_pairs": 9, "passes": 2, "fillers": "papers"}, "051983bf6565fefe"),
     ],
 )
 def test_same_seed_same_bytes(params, digest):

@@ -125,7 +125,7 @@ def test_bad_parameters_are_refused_in_one_line(params, message):
 
 @pytest.mark.parametrize(
     ("params", "digest"),
-    [({}, "93cd269b6a4afdbc"), ({"vocab_size": 60, "num_contexts": 3, "num_keys": 5, "passes": 2}, "14f108a88f9579f3")],
+    [({}, "8fc6114b8401c090"), ({"vocab_size": 60, "num_contexts": 3, "num_keys": 5, "passes": 2}, "5fa25c032ca892d1")],
 )
 def test_same_seed_same_bytes(params, digest):
     assert batch_hash(draw(JointRecall(**params), 3000, seed=("train", 0))) == digest

@@ -110,7 +110,7 @@ def test_bad_parameters_are_refused_in_one_line(params, message):
 
 @pytest.mark.parametrize(
     ("task", "digest"),
-    [(Phonebook(), "1c2af68f16a7c9ba"), (Phonebook(entries=4, queries=3, name_length=6, passes=2), "c13c19ebdc11ffbb")],
+    [(Phonebook(), "c3a8af9e588cd783"), (Phonebook(entries=4, queries=3, name_length=6, passes=2), "c13c19ebdc11ffbb")],
 )
 def test_same_seed_same_bytes(task, digest):
     assert batch_hash(draw(task, 2000, seed=("train", 0))) == digest

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoology.tasks import rows
-from zoology.tasks.rows import blocks, distinct, excluding, first_equal, look_up, power_slots
+from zoology.tasks.rows import below, blocks, distinct, excluding, first_equal, look_up, power_slots
 
 from .chisquare import excess
 
@@ -19,6 +19,22 @@ def test_blocks_cut_without_gap_or_overlap(n, size):
     cut = list(blocks(n, size))
     assert [i for block in cut for i in range(block.start, block.stop)] == list(range(n))
     assert all(0 < block.stop - block.start <= size for block in cut)
+
+
+@pytest.mark.parametrize("bound", [1, 7, 6000, 8192, 9000])
+def test_numbers_below_a_bound_are_uniform(bound):
+    drawn = below(np.random.default_rng(1), bound, (400, 300))
+    assert drawn.shape == (400, 300)
+    assert drawn.dtype == np.int32
+    counts = np.bincount(drawn.ravel(), minlength=bound)
+    assert bound == 1 or abs(excess(counts, np.full(bound, 1 / bound))) < 4
+
+
+def test_no_number_is_favoured_where_most_words_are_surplus():
+    """Of the words of 32 bits, half as many fall on each number of the last third if none is drawn again."""
+    bound = 3 * 2**29  # 2**32 = 2 2/3 of it
+    thirds = below(np.random.default_rng(1), bound, (300_000,)) % 3
+    assert abs(excess(np.bincount(thirds), np.full(3, 1 / 3))) < 4
 
 
 @few

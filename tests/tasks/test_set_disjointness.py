@@ -123,7 +123,7 @@ def test_context_ends_before_the_last_second_set():
 @pytest.mark.parametrize(
     ("params", "digest"),
     [
-        ({}, "e35ca1615e5c49cf"),
+        ({}, "b3d62d902ee0ed21"),
         (
             {"question": "whether", "size_a": 20, "size_b": 8, "vocab_size": 48, "passes": 2},
             "516cdef4af5bdf72",

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from zoology.tasks.base import IGNORE, Preset, Tokens, register_task
 from zoology.tasks.limits import distinct_entropy, recall_bits
-from zoology.tasks.rows import distinct, excluding, look_up, power_slots
+from zoology.tasks.rows import distinct, look_up
 from zoology.tasks.slotted import SlottedRecall
 
 
@@ -70,11 +70,6 @@ class ForgettingMqar(SlottedRecall):
         """All passes of the pairs and their updates: 2 (N + U) passes."""
         return 2 * (self.num_pairs + self.num_updates) * self.passes
 
-    @property
-    def _slots(self) -> int:
-        """Even offsets after the context, each of which can hold a query."""
-        return (self.seq_len - self.context_length) // 2
-
     def _fill(self, rng: np.random.Generator, tokens: Tokens, labels: Tokens) -> None:
         """Write a block of sequences and labels into arrays, labels being all `IGNORE` before."""
         n, pairs, half = len(tokens), self.num_pairs, self.vocab_size // 2
@@ -86,15 +81,8 @@ class ForgettingMqar(SlottedRecall):
         last = values[:, :pairs].copy()
         np.put_along_axis(last, updated, values[:, pairs:], axis=1)
 
-        question, answers = tokens[:, self.context_length :], labels[:, self.context_length :]  # views
-        if self.fillers == "strict":
-            question[:] = excluding(rng, keys, question.shape[1], half)
-        else:
-            question[:, 0::2] = excluding(rng, keys, self._slots, self.vocab_size)
-            question[:, 1::2] = rng.integers(self.vocab_size, size=(n, self._slots), dtype=np.int32)
-        offsets = 2 * power_slots(rng, n, pairs, self._slots, self.power)
-        np.put_along_axis(question, offsets, keys, axis=1)
-        np.put_along_axis(answers, offsets, last, axis=1)
+        context = self.context_length
+        self._ask(rng, tokens[:, context:], labels[:, context:], keys, last, half)
 
     def solve(self, tokens: Tokens) -> Tokens:
         """Labels (n, seq_len): a dictionary that the context's pairs are written into in order, then asked."""

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from zoology.registry import InputError
 from zoology.tasks.base import IGNORE, Preset, Tokens, register_task
-from zoology.tasks.rows import distinct, excluding, look_up, power_slots
+from zoology.tasks.rows import distinct, look_up
 from zoology.tasks.slotted import SlottedRecall
 
 
@@ -65,11 +65,6 @@ class Mqar(SlottedRecall):
         """All passes of the pairs: 2 N passes. What is asked after it must be in the state there."""
         return 2 * self.num_pairs * self.passes
 
-    @property
-    def _slots(self) -> int:
-        """Even offsets after the context, each of which can hold a query."""
-        return (self.seq_len - self.context_length) // 2
-
     def _fill(self, rng: np.random.Generator, tokens: Tokens, labels: Tokens) -> None:
         """Write a block of sequences and labels into arrays, labels being all `IGNORE` before."""
         n, context, half = len(tokens), self.context_length, self.vocab_size // 2
@@ -79,17 +74,7 @@ class Mqar(SlottedRecall):
             tokens[:, start : start + 2 * self.num_pairs : 2] = keys
             tokens[:, start + 1 : start + 2 * self.num_pairs : 2] = values
 
-        question = tokens[:, context:]  # a view
-        if self.fillers == "strict":
-            question[:] = excluding(rng, keys, question.shape[1], half)
-        else:
-            if self.num_pairs < self._slots:  # or every slot holds a query
-                question[:, 0::2] = excluding(rng, keys, self._slots, self.vocab_size)
-            question[:, 1::2] = rng.integers(self.vocab_size, size=(n, self._slots), dtype=np.int32)
-        asked = 2 * power_slots(rng, n, self.num_pairs, self._slots, self.power)
-        asked += context + self.seq_len * np.arange(n)[:, None]  # as offsets into the whole block
-        tokens.reshape(-1)[asked] = keys
-        labels.reshape(-1)[asked] = values
+        self._ask(rng, tokens[:, context:], labels[:, context:], keys, values, half)
 
     def solve(self, tokens: Tokens) -> Tokens:
         """Labels (n, seq_len): a dictionary of the context's pairs, asked at every even offset after it."""

@@ -1,5 +1,6 @@
 """Draws and look-ups that go row by row over a batch, without a Python loop over its examples."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -27,48 +28,81 @@ def filled(
         token: what the tokens are before; None: anything, for a `fill` that writes every one.
         size: rows of a block.
     """
-    tokens = np.empty((n, seq_len), np.int32) if token is None else np.full((n, seq_len), token, np.int32)
-    batch = Batch(tokens, np.full((n, seq_len), IGNORE, dtype=np.int32))
+    batch = Batch(np.empty((n, seq_len), np.int32), np.empty((n, seq_len), np.int32))
     for block in blocks(n, size):
+        if token is not None:
+            batch.tokens[block] = token
+        batch.labels[block] = IGNORE
         fill(batch.tokens[block], batch.labels[block])
     return batch
+
+
+def words(rng: np.random.Generator, count: int, bits: int) -> NDArray[np.unsignedinteger]:
+    """Uniform unsigned numbers (count,) of 16 or 32 bits, cut from words of 64: random bits are what costs most."""
+    drawn = rng.integers(2**64 - 1, size=-(-count * bits // 64), dtype=np.uint64, endpoint=True)
+    return drawn.astype("<u8", copy=False).view(f"<u{bits // 8}")[:count]
+
+
+def below(rng: np.random.Generator, bound: int, size: tuple[int, ...]) -> Integers:
+    """Independent uniform numbers below `bound`, which is at most 2**31.
+
+    Source: Lemire, Fast Random Integer Generation in an Interval, arXiv:1805.10941
+
+    A word w of so many bits becomes the upper half of w * bound; words whose lower half is below 2**bits mod bound are
+    drawn again, and all numbers are left with equally many.
+
+    Returns:
+        int32 in the shape `size`.
+    """
+    count = math.prod(size)
+    bits = 16 if bound <= 2**13 else 32
+    products = words(rng, count, bits).astype(f"u{bits // 4}")
+    products *= bound
+    drawn = (products >> bits).astype(np.int32)
+    if surplus := 2**bits % bound:
+        again = np.flatnonzero(products.astype(f"u{bits // 8}") < surplus)
+        if again.size:
+            drawn[again] = below(rng, bound, again.shape)
+    return drawn.reshape(size)
 
 
 def distinct(rng: np.random.Generator, n: int, k: int, bound: int) -> Integers:
     """n rows of k different numbers below `bound`, every ordered choice equally likely. Needs k <= bound.
 
-    Rows are drawn with repeats; a number that came earlier in its row is drawn again until it is new. What is drawn
-    again depends only on which positions are equal, never on the numbers themselves, so no choice is favoured.
+    Each row is the first k different ones of a few more numbers drawn with repeats; where there are fewer, the row is
+    drawn again. How many differ says nothing about which they are, so no choice is favoured.
 
     Returns:
         (n, k) int32.
     """
-    if 2 * k > bound:  # most numbers are taken, and drawing again would seldom hit a free one
+    if 2 * k > bound:  # most numbers are taken, and drawing would seldom hit a free one
         everything = np.tile(np.arange(bound, dtype=np.int32), (n, 1))
         return rng.permuted(everything, axis=1)[:, :k]
-    drawn = rng.integers(bound, size=(n, k), dtype=np.int32)
-    if k == 1:
-        return drawn
-    shift = (k - 1).bit_length()
-    code = np.int32 if (bound - 1) << shift < 2**31 else np.int64  # narrow numbers sort several times faster
-    # Number and position in one code: sorted, equal numbers are neighbours and the first position leads.
-    codes = (drawn.astype(code) << shift) | np.arange(k, dtype=code)
-    rows = np.arange(n)
-    while rows.size:
-        codes.sort(axis=1)
-        repeated = np.flatnonzero((codes[:, 1:] ^ codes[:, :-1]) < 1 << shift)
-        row = repeated // (k - 1)
-        column = repeated - row * (k - 1) + 1
-        late = codes[row, column] & ((1 << shift) - 1)
-        again = rng.integers(bound, size=row.size, dtype=np.int32)
-        drawn[rows[row], late] = again
-        codes[row, column] = (again.astype(code) << shift) | late
-        changed = row[np.flatnonzero(np.diff(row, prepend=-1))]
-        rows, codes = rows[changed], codes[changed]
+    lost = -bound * math.log1p(-k / bound) - k  # repeats on the way to k different numbers, on average
+    count = k + (math.ceil(lost + 3 * math.sqrt(lost)) if lost > 0.02 else 0)
+    width, shift = (bound - 1).bit_length(), (count - 1).bit_length()
+    code = np.int32 if width + shift < 31 else np.int64  # narrow numbers sort several times faster
+    # Number and position in one code: sorted, equal numbers are neighbours and the first position leads. Position
+    # and number, with those that came before at the end: sorted, what is to be kept leads.
+    codes = below(rng, bound, (n, count)).astype(code, copy=False)
+    codes <<= shift
+    codes |= np.arange(count, dtype=code)
+    codes.sort(axis=1)
+    repeated = (codes[:, 1:] ^ codes[:, :-1]) < 1 << shift
+    ordered = codes >> shift
+    codes &= (1 << shift) - 1
+    codes <<= width
+    ordered |= codes
+    ordered[:, 1:] |= repeated.astype(code) << (width + shift)
+    ordered.sort(axis=1)
+    short = np.flatnonzero(ordered[:, k - 1] >> (width + shift))
+    drawn = (ordered[:, :k] & ((1 << width) - 1)).astype(np.int32, copy=False)
+    if short.size:
+        drawn[short] = distinct(rng, short.size, k, bound)
     return drawn
 
 
-FEW = 64
+FEW = 8
 """Up to so many taken numbers, comparing with each of them beats a table of all numbers."""
 
 
@@ -83,16 +117,15 @@ def excluding(rng: np.random.Generator, taken: Integers, count: int, bound: int)
     """
     n, k = taken.shape
     if k < FEW:
-        rank = rng.integers(bound - k, size=(n, count))  # the rank-th of the free numbers
+        drawn = below(rng, bound - k, (n, count))  # at first the rank among the free numbers
         free_below = np.sort(taken, axis=1) - np.arange(k, dtype=taken.dtype)  # how many free ones are below each
-        drawn = rank.astype(np.int32)
         for block in blocks(n, size=max(1, 2**14 // max(1, count))):  # what is compared stays in the cache
             ranks = drawn[block].copy()
             for column in range(k):
                 drawn[block] += ranks >= free_below[block, column, None]
         return drawn
     drawn = np.empty((n, count), dtype=np.int32)
-    for block in blocks(n, size=max(1, 2**20 // bound)):
+    for block in blocks(n, size=max(1, 2**21 // bound)):
         drawn[block] = _excluding_many(rng, taken[block], count, bound)
     return drawn
 
@@ -100,17 +133,18 @@ def excluding(rng: np.random.Generator, taken: Integers, count: int, bound: int)
 def _excluding_many(rng: np.random.Generator, taken: Integers, count: int, bound: int) -> Integers:
     """`excluding` by a table of all numbers: by rank where most are taken, otherwise drawn until all are free."""
     n, k = taken.shape
-    is_taken = np.zeros((n, bound), dtype=bool)
-    np.put_along_axis(is_taken, taken, True, axis=1)
+    is_taken = np.zeros(n * bound, dtype=bool)
+    start = bound * np.arange(n, dtype=np.int32)[:, None]
+    is_taken[(taken + start).ravel().astype(np.intp)] = True  # indices of one dimension and of this type are fastest
     if 2 * k > bound:
-        free = np.nonzero(~is_taken)[1].astype(np.int32).reshape(n, bound - k)
-        return np.take_along_axis(free, rng.integers(bound - k, size=(n, count)), axis=1)
-    drawn = rng.integers(bound, size=(n, count), dtype=np.int32)
-    hit = np.flatnonzero(is_taken.ravel().take(drawn + bound * np.arange(n)[:, None]))
+        free = (np.flatnonzero(~is_taken).reshape(n, bound - k) - start).astype(np.int32)
+        return np.take_along_axis(free, below(rng, bound - k, (n, count)), axis=1)
+    drawn = below(rng, bound, (n, count))
+    hit = np.flatnonzero(is_taken.take((drawn + start).astype(np.intp), mode="wrap"))
     while hit.size:
-        again = rng.integers(bound, size=hit.size, dtype=np.int32)
+        again = below(rng, bound, hit.shape)
         drawn.ravel()[hit] = again
-        hit = hit[is_taken[hit // count, again]]
+        hit = hit[is_taken.take(hit // count * bound + again)]
     return drawn
 
 
@@ -138,14 +172,16 @@ def look_up(keys: Integers, values: Integers, asked: Integers, bound: int, missi
 def power_slots(rng: np.random.Generator, n: int, count: int, slots: int, power: float) -> NDArray[np.int64]:
     """n rows of `count` different slots 0, 1, ..., drawn one after another with p(slot) ~ (slot + 1)^(power - 1).
 
-    Exponential clocks with rates p ring in that very order. In float64, so that ties, and roundings that differ
-    between machines, do not come up. Needs count <= slots.
+    Exponential clocks with rates p ring in that very order; each is the logarithm of a uniform number of 32 bits. In
+    float64, so that roundings that differ between machines do not come up. Needs count <= slots.
 
     Returns:
         (n, count) int64, in the order drawn.
     """
-    clocks = rng.standard_exponential((n, slots))
-    clocks *= np.arange(1, slots + 1) ** (1 - power)
+    clocks = words(rng, n * slots, 32).reshape(n, slots) + 0.5
+    clocks *= 2.0**-32
+    np.log(clocks, out=clocks)
+    clocks *= -(np.arange(1, slots + 1) ** (1 - power))
     # Positive floats are ordered as their bits are: with the slot in the last bits, plain sorting is enough.
     mask = (1 << (slots - 1).bit_length()) - 1
     codes = clocks.view(np.int64)

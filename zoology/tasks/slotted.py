@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from zoology.tasks.base import Batch, Task, Tokens
-from zoology.tasks.rows import filled
+from zoology.tasks.base import IGNORE, Batch, Task, Tokens
+from zoology.tasks.rows import below, excluding, filled, power_slots
 
 
 class SlottedRecall(Task):
@@ -36,7 +36,37 @@ class SlottedRecall(Task):
 
     def sample(self, rng: np.random.Generator, n: int) -> Batch:
         """n independent sequences (n, seq_len) with the values at the queries as labels, `IGNORE` elsewhere."""
-        return filled(partial(self._fill, rng), n, self.seq_len, size=min(1024, max(1, 2**18 // self.seq_len)))
+        return filled(partial(self._fill, rng), n, self.seq_len, size=min(4096, max(1, 2**19 // self.seq_len)))
+
+    @property
+    def _slots(self) -> int:
+        """Slots after the context, each of which can hold a question: one at each even offset."""
+        return (self.seq_len - self.context_length) // 2
+
+    def _ask(
+        self, rng: np.random.Generator, tokens: Tokens, labels: Tokens, keys: Tokens, answers: Tokens, first_value: int
+    ) -> None:
+        """Write what comes after the context: each key in a slot of its own with its answer as label, and fillers.
+
+        Args:
+            tokens, labels: what comes after the context, a slot at each even offset.
+            keys, answers: (n, num_pairs), in the order in which their slots are drawn.
+            first_value: keys, and strict fillers, are below it.
+        """
+        n, slots = len(tokens), self._slots
+        bound = first_value if self.fillers == "strict" else self.vocab_size
+        # The token of each slot and, in the upper half of the number, its label: both are moved at once.
+        held = np.empty((n, slots), np.int64)
+        if self.num_pairs < slots:  # or every slot holds a question
+            held[:] = excluding(rng, keys, slots, bound)
+            held += IGNORE << 32
+        asked = power_slots(rng, n, self.num_pairs, slots, self.power)
+        asked += slots * np.arange(n)[:, None]
+        held.ravel()[asked.ravel()] = ((answers.astype(np.int64) << 32) | keys).ravel()
+        tokens[:, 0::2] = held.astype(np.int32)  # the lower half
+        labels[:, 0::2] = held >> 32
+        between = (n, slots)
+        tokens[:, 1::2] = excluding(rng, keys, slots, bound) if self.fillers == "strict" else below(rng, bound, between)
 
     def _fill(self, rng: np.random.Generator, tokens: Tokens, labels: Tokens) -> None:
         """Write a block of sequences and labels into arrays, labels being all `IGNORE` before."""
