@@ -100,6 +100,16 @@ def test_low_precision_inputs_keep_a_wide_state():
     assert (o.double() - expected).abs().max() < 6e-3 * expected.abs().max()
 
 
+def test_autocast_leaves_the_sums_wide():
+    """Matrix products are narrow there; 300 of them are added in float32."""
+    q, k, v, g = inputs(2, 300, 2, 4, 4, torch.float32)
+    _, exact = gated_linear_attention(q, k, v, g, output_state=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = gated_linear_attention(q, k, v, g, output_state=True)
+    assert state.dtype == torch.float32
+    assert (state - exact).abs().max() < 5e-3 * exact.abs().max()
+
+
 def test_no_token_leaves_the_state_as_it_was():
     given = [x[:, :0] for x in inputs(2, 1, 3, 4, 5)]
     o, state = gated_linear_attention(*given, output_state=True)

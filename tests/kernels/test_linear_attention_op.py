@@ -194,6 +194,18 @@ def test_a_decay_of_another_shape_is_named():
         linear_attention(q, k, v, log_decay=torch.zeros(4, 3))
 
 
+def test_autocast_leaves_the_sums_wide():
+    """Matrix products are narrow there; 300 of them are added in float32."""
+    q, k, v = inputs(2, 300, 2, 4, 4, "identity", torch.float32)
+    g, _ = decays("token", 2, 300, 2, 0.01, torch.float32)
+    _, exact = linear_attention(q, k, v, log_decay=g, normalise=False, output_state=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = linear_attention(q, k, v, log_decay=g, normalise=False, output_state=True)
+    state, exact = state.kv, exact.kv
+    assert state.dtype == torch.float32
+    assert (state - exact).abs().max() < 5e-3 * exact.abs().max()
+
+
 def test_no_token_leaves_the_state_as_it_was():
     q, k, v = inputs(2, 0, 1, 3, 4, "taylor")
     o, state = linear_attention(q, k, v, feature_map="taylor", output_state=True)

@@ -36,8 +36,14 @@ def decayed_sums(x: Tensor, log_decay: Tensor) -> Tensor:
     """S_n = exp(log_decay_n) S_{n-1} + x_n for every n: x (..., N, X), log_decay (..., N) -> (..., N, X).
 
     Before the first S is 0. Leading axes of `log_decay` may be 1 or missing. Blocks of sums are joined by one
-    triangular matrix each, and the blocks' last sums in the same way: work grows as N, depth as log N.
+    triangular matrix each, and the blocks' last sums in the same way: work grows as N, depth as log N. Autocast does
+    not reach these sums: they are the state.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _sums(x, log_decay)
+
+
+def _sums(x: Tensor, log_decay: Tensor) -> Tensor:
     number = x.shape[-2]
     if number <= 1:
         return x
@@ -47,7 +53,7 @@ def decayed_sums(x: Tensor, log_decay: Tensor) -> Tensor:
     x = F.pad(x, (0, 0, 0, missing)).unflatten(-2, (-1, BLOCK))
     total = cumulative(F.pad(log_decay, (0, missing)).unflatten(-1, (-1, BLOCK)))
     inside = pair_decays(total, x.dtype) @ x
-    ends = decayed_sums(inside[..., -1, :], total[..., -1])
+    ends = _sums(inside[..., -1, :], total[..., -1])
     before = F.pad(ends[..., :-1, :], (0, 0, 1, 0))
     sums = inside + total.exp().to(x.dtype).unsqueeze(-1) * before.unsqueeze(-2)
     return sums.flatten(-3, -2)[..., :number, :]

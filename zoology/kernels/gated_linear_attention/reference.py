@@ -65,7 +65,7 @@ def gated_linear_attention(
     chunks, first = qs.shape[1], 0 if state is not None else 1  # the first chunk that has something before it
     after = None
     if chunks > first or output_state:
-        added, ends = columns.transpose(-1, -2) @ vs, gs.sum(2)
+        added, ends = (columns.transpose(-1, -2) @ vs).to(wide), gs.sum(2)
         if state is not None:
             before = state.to(wide).flatten(0, 1).unsqueeze(1)
             added, ends = torch.cat((before, added), dim=1), F.pad(ends, (0, 0, 1, 0))

@@ -203,7 +203,8 @@ def _chunked(
         decay = decay.expand(-1, chunks, -1)
         ends = decay[:, added, -1]
         phi_k = _times(phi_k, (ends.unsqueeze(-1) - decay[:, added]).exp().unsqueeze(-1))
-    sums = [phi_k.transpose(-1, -2) @ v[:, added], phi_k.sum(-2) if normalise else phi_k[:, :, 0, :0]]
+    kv = (phi_k.transpose(-1, -2) @ v[:, added]).to(q.dtype)  # wide again, where autocast has made it narrow
+    sums = [kv, phi_k.sum(-2) if normalise else phi_k[:, :, 0, :0]]
     if carry is not None:
         sums = [torch.cat((before.unsqueeze(1), x), dim=1) for before, x in zip(carry, sums, strict=True)]
         ends = ends if ends is None else F.pad(ends, (1, 0))
