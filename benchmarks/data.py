@@ -6,20 +6,15 @@ the machine, the versions and the date. Both methods take turns in the same proc
 """
 
 import argparse
-import csv
-import os
-import platform
 import statistics
-import time
 import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import RESULTS, append, machine, seconds
 
-import zoology
 from zoology.tasks.base import IGNORE, Batch
 from zoology.tasks.mqar import Mqar
 
@@ -40,7 +35,6 @@ COLUMNS = (
     "numpy",
     "zoology",
 )
-RESULTS = Path(__file__).parent / "results" / "data.csv"
 
 
 def public_method(seed: int, n: int, vocab_size: int, seq_len: int, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,13 +76,6 @@ def check(slice_: Mqar) -> None:
         assert ((made.labels != IGNORE).sum(axis=1) == slice_.num_pairs).all()
         asked = made.labels != IGNORE
         assert (slice_.solve(made.tokens)[asked] == made.labels[asked]).all()
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Processor time of one call."""
-    begin = time.process_time()
-    function()
-    return time.process_time() - begin
 
 
 def peak_over_output(sample: Callable[[], Batch]) -> float:
@@ -144,44 +131,15 @@ def measure(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were made on and with."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = lines[0] if lines else model
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": model,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "zoology": zoology.__version__,
-    }
-
-
-def append(rows: list[dict[str, Any]], common: dict[str, Any], path: Path) -> None:
-    """Put rows at the end of the results file, which is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows({**common, **row} for row in rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=7, help="how often each is measured (default 7)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"default {RESULTS}")
+    parser.add_argument("--out", type=Path, default=RESULTS / "data.csv", help="where the rows go")
     given = parser.parse_args()
     if given.repeats < 1:
         parser.error(f"--repeats {given.repeats}: must be at least 1")
-    append([{**row, "repeats": given.repeats} for row in measure(given.repeats)], machine(), given.out)
+    rows = [{**row, "repeats": given.repeats} for row in measure(given.repeats)]
+    append(rows, machine("numpy"), COLUMNS, given.out)
     print(f"rows appended to {given.out}")
 
 

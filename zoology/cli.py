@@ -275,13 +275,14 @@ def show_run(run: Path) -> None:
 
 
 def mixers(plugin: PluginFiles = None) -> None:
-    """List the mixers and architectures: dials, how the state grows, source."""
+    """List the mixers and architectures: measured state and how it grows, parameters, dials, source."""
+    from zoology.architectures.overview import D_MODEL, overview
     from zoology.flags import load_plugins
-    from zoology.tables import registered_table
+    from zoology.tables import architectures_table, mixers_table
 
     load_plugins(plugin or ())
-    for table in registered_table():
-        stdout.print(table, "")
+    stdout.print(mixers_table(overview(), D_MODEL), "")
+    stdout.print(architectures_table(), "")
 
 
 def tasks(plugin: PluginFiles = None) -> None:

@@ -12,6 +12,7 @@ from zoology.registry import paper
 
 if TYPE_CHECKING:
     from zoology.architectures.audit import Verdict
+    from zoology.architectures.overview import Overview
     from zoology.tasks.scoring import Score
 
 
@@ -31,31 +32,54 @@ def first_line(thing: object) -> str:
     return " ".join(text.split()).split(" Source:")[0]
 
 
-def registered_table() -> list[Table]:
-    """Every mixer and every architecture with its settings, dials in bold with their default grid, and its source."""
-    from zoology.architectures.base import architectures, mixers
-    from zoology.architectures.config import MixerConfig, dials
+def mixers_table(found: "Sequence[Overview]", d_model: int) -> Table:
+    """Each mixer with its parameters, its state and how that grows, its dials and its first source.
 
-    def settings(config: type[MixerConfig]) -> Text:
-        text, swept = Text(), dials(config)
-        for key, field in config.model_fields.items():
-            if text:
-                text.append("\n")
-            name = "--" + key.replace("_", "-")
+    What could not be measured is a dash.
+    """
+    from zoology.analysis.plots import human_bytes
+
+    lengths = next(([n for n, _ in each.state_bytes] for each in found if each.state_bytes), [])
+    title = (
+        f"Mixers: one layer at d_model = {d_model}, its state in float32 after {' and '.join(map(str, lengths))} tokens"
+    )
+    table = plain(title, "name", "parameters", "state", "dials", "source")
+    table.columns[1].justify = "right"
+    for column in table.columns[2:4]:
+        column.no_wrap = True
+    for each in found:
+        state, growth = "-", each.bytes_per_token
+        if each.state_bytes:
+            sizes = dict.fromkeys(human_bytes(size) for _, size in each.state_bytes)
+            state = ", ".join(sizes) + (f"\n+ {human_bytes(growth)} a token" if growth else ", constant")
+        table.add_row(
+            each.name,
+            "-" if each.parameters is None else str(each.parameters),
+            state,
+            "\n".join(f"--{key.replace('_', '-')} {','.join(map(str, grid))}" for key, grid in each.dials.items()),
+            each.paper.split(";")[0],
+        )
+    return table
+
+
+def architectures_table() -> Table:
+    """Every architecture with its settings, dials in bold with their default grid, and its source."""
+    from zoology.architectures.base import architectures
+    from zoology.architectures.config import dials
+
+    table = plain("Architectures beside the default recipe", "name", "what", "dials and settings", "source")
+    for name in architectures:
+        thing = architectures.get(name)
+        text, swept = Text(), dials(thing.Config)
+        for key, field in thing.Config.model_fields.items():
+            flag = "--" + key.replace("_", "-")
+            text.append("\n" if text else "")
             if key in swept:
-                text.append(f"{name} {','.join(map(str, swept[key]))}", style="bold")
+                text.append(f"{flag} {','.join(map(str, swept[key]))}", style="bold")
             else:
-                text.append(f"{name} {field.get_default()}", style="dim")
-        return text
-
-    tables = []
-    for title, registry in (("Mixers", mixers), ("Architectures beside the default recipe", architectures)):
-        table = plain(title, "name", "what", "dials and settings", "source")
-        for name in registry:
-            thing = registry.get(name)
-            table.add_row(name, first_line(thing), settings(thing.Config), paper(thing))
-        tables.append(table)
-    return tables
+                text.append(f"{flag} {field.get_default()}", style="dim")
+        table.add_row(name, first_line(thing), text, paper(thing))
+    return table
 
 
 def tasks_table() -> Table:

@@ -23,8 +23,8 @@ def inputs(batch, time, heads, f, dv, feature_map, dtype=torch.float64, seed=0):
     return tuple(x.to(dtype).requires_grad_() for x in (q, k, v))
 
 
-def definition(q, k, v, feature_map, normalise, eps=1e-6):
-    """Token by token and pair by pair."""
+def definition(q, k, v, feature_map, normalise, eps=1e-6, log_decay=None):
+    """Token by token and pair by pair. `log_decay` (B, T, H): a weight fades by each token after its own."""
     scores = torch.einsum("bthf,bshf->bhts", q, k)
     if feature_map == "taylor":
         scores = scores / math.sqrt(q.shape[-1])
@@ -33,6 +33,9 @@ def definition(q, k, v, feature_map, normalise, eps=1e-6):
     rows = []
     for t in range(time):
         w = scores[:, :, t, : t + 1]
+        if log_decay is not None:
+            fades = [log_decay[:, s + 1 : t + 1].sum(1).exp() for s in range(t + 1)]
+            w = w * torch.stack(fades, dim=-1)
         o = torch.einsum("bhs,bshd->bhd", w, v[:, : t + 1])
         rows.append(o / (w.sum(-1, keepdim=True) + eps) if normalise else o)
     return torch.stack(rows, dim=1)
@@ -105,6 +108,102 @@ def test_gradients_flow_through_the_state(chunk):
     got = torch.autograd.grad(torch.cat((first, second), dim=1), (q, k, v), cotangent)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def decays(kind, batch, time, heads, strength=1.0, dtype=torch.float64):
+    """Log decays, fixed for each head or for each token too, with the shape that the definition reads."""
+    rng = torch.Generator().manual_seed(7)
+    shape = (heads,) if kind == "fixed" else (batch, time, heads)
+    g = (-strength * torch.rand(shape, generator=rng, dtype=torch.float64)).to(dtype).requires_grad_()
+    return g, g.expand(batch, time, heads)
+
+
+@pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "sum"])
+@pytest.mark.parametrize("feature_map", ["taylor", "identity"])
+@pytest.mark.parametrize("kind", ["fixed", "token"])
+@pytest.mark.parametrize(("time", "chunk"), [(1, 4), (4, 4), (13, 4), (13, 256), (77, 2)], ids=str)
+def test_decayed_outputs_and_gradients_follow_the_definition(time, chunk, kind, feature_map, normalise):
+    qkv = inputs(2, time, 3, 4, 5, feature_map)
+    g, each = decays(kind, 2, time, 3)
+    settings = {"feature_map": feature_map, "normalise": normalise}
+    o, _ = linear_attention(*qkv, log_decay=g, chunk_size=chunk, **settings)
+    expected = definition(*qkv, **settings, log_decay=each)
+    torch.testing.assert_close(o, expected, rtol=1e-10, atol=1e-10)
+    cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(1), dtype=o.dtype)
+    got, want = (torch.autograd.grad(y, (*qkv, g), cotangent, materialize_grads=True) for y in (o, expected))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "sum"])
+@pytest.mark.parametrize("feature_map", ["taylor", "identity"])
+@pytest.mark.parametrize("kind", ["fixed", "token"])
+def test_decayed_pieces_and_steps_give_what_the_whole_gives(kind, feature_map, normalise):
+    q, k, v = inputs(2, 13, 2, 3, 4, feature_map)
+    g, _ = decays(kind, 2, 13, 2)
+    settings = {"feature_map": feature_map, "normalise": normalise}
+    whole, final = linear_attention(q, k, v, log_decay=g, output_state=True, **settings)
+    for cuts in ((0, 5, 13), (0, 1, 2, 9, 9, 13)):
+        state, pieces = None, []
+        for start, stop in itertools.pairwise(cuts):
+            piece = (x[:, start:stop] for x in (q, k, v))
+            part = g if kind == "fixed" else g[:, start:stop]
+            o, state = linear_attention(
+                *piece, log_decay=part, state=state, chunk_size=3, output_state=True, **settings
+            )
+            pieces.append(o)
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+    _, state = linear_attention(q[:, :0], k[:, :0], v[:, :0], output_state=True, **settings)
+    for t in range(13):
+        part = g if kind == "fixed" else g[:, t]
+        o, state = linear_attention_step(q[:, t], k[:, t], v[:, t], state, log_decay=part, **settings)
+        torch.testing.assert_close(o, whole[:, t], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state, final, rtol=1e-10, atol=1e-10)
+
+
+def test_no_decay_and_a_decay_of_one_are_the_same():
+    qkv = inputs(2, 40, 2, 3, 4, "taylor")
+    plain, _ = linear_attention(*qkv, feature_map="taylor")
+    for g in (torch.zeros(2), torch.zeros(2, 40, 2)):
+        decayed, _ = linear_attention(*qkv, feature_map="taylor", log_decay=g.double(), chunk_size=16)
+        torch.testing.assert_close(decayed, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_decay_keeps_float32_exact_however_strong_it_is():
+    """Tokens that forget everything stand among tokens that forget nothing, over 4096 of them."""
+    qkv = inputs(1, 4096, 2, 4, 4, "identity", torch.float32)
+    rng = torch.Generator().manual_seed(3)
+    g = -torch.rand(1, 4096, 2, generator=rng) * 1e-3
+    g[:, torch.randperm(4096, generator=rng)[:400]] = -3000.0
+    g = g.requires_grad_()
+    o, _ = linear_attention(*qkv, normalise=False, log_decay=g)
+    exact = [x.detach().double().requires_grad_() for x in (*qkv, g)]
+    expected, _ = linear_attention(*exact[:3], normalise=False, log_decay=exact[3])
+    assert (o - expected).abs().max() < 2e-6 * expected.abs().max()
+    cotangent = torch.randn(o.shape, generator=rng)
+    got = torch.autograd.grad(o, (*qkv, g), cotangent)
+    want = torch.autograd.grad(expected, exact, cotangent.double())
+    for one, other in zip(got, want, strict=True):
+        assert (one - other).abs().max() < 2e-5 * other.abs().max()
+
+
+def test_a_decay_of_another_shape_is_named():
+    q, k, v = inputs(2, 4, 3, 3, 4, "identity")
+    with pytest.raises(ValueError, match=r"log_decay has the shape \(4, 3\): must be \(H,\) or \(B, T, H\), \(3,\) or"):
+        linear_attention(q, k, v, log_decay=torch.zeros(4, 3))
+
+
+def test_autocast_leaves_the_sums_wide():
+    """Matrix products are narrow there; 300 of them are added in float32."""
+    q, k, v = inputs(2, 300, 2, 4, 4, "identity", torch.float32)
+    g, _ = decays("token", 2, 300, 2, 0.01, torch.float32)
+    _, exact = linear_attention(q, k, v, log_decay=g, normalise=False, output_state=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = linear_attention(q, k, v, log_decay=g, normalise=False, output_state=True)
+    state, exact = state.kv, exact.kv
+    assert state.dtype == torch.float32
+    assert (state - exact).abs().max() < 5e-3 * exact.abs().max()
 
 
 def test_no_token_leaves_the_state_as_it_was():

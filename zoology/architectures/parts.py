@@ -46,11 +46,12 @@ class RMSNorm(nn.Module):
         gate_first: whether the gate multiplies x before its root mean square is taken (Mamba-2) or the normalised
             output (GLA, Gated DeltaNet).
         affine: whether there is a weight.
+        groups: how many equal parts of the last axis have a root mean square of their own.
     """
 
-    def __init__(self, width: int, eps: float = 1e-5, gate_first: bool = False, affine: bool = True):
+    def __init__(self, width: int, eps: float = 1e-5, gate_first: bool = False, affine: bool = True, groups: int = 1):
         super().__init__()
-        self.eps, self.gate_first = eps, gate_first
+        self.eps, self.gate_first, self.groups = eps, gate_first, groups
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -59,7 +60,9 @@ class RMSNorm(nn.Module):
         factor = None if gate is None else F.silu(gate.to(y.dtype))
         if factor is not None and self.gate_first:
             y = y * factor
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        parts = y.unflatten(-1, (self.groups, -1)) if self.groups > 1 else y
+        parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + self.eps)
+        y = parts.flatten(-2) if self.groups > 1 else parts
         if self.weight is not None:
             y = y * self.weight
         if factor is not None and not self.gate_first:
