@@ -5,8 +5,9 @@ from zoology.architectures import (
     base,
     based,
     linear_attention,
+    mamba,
     short_conv,
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "linear_attention", "short_conv", "sliding_window"]
+__all__ = ["attention", "base", "based", "linear_attention", "mamba", "short_conv", "sliding_window"]
