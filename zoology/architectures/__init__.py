@@ -6,8 +6,9 @@ from zoology.architectures import (
     based,
     linear_attention,
     mamba,
+    s4d,
     short_conv,
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "linear_attention", "mamba", "short_conv", "sliding_window"]
+__all__ = ["attention", "base", "based", "linear_attention", "mamba", "s4d", "short_conv", "sliding_window"]
