@@ -7,6 +7,7 @@ from mixer_checks import assert_continues, assert_follows, assert_stacks, shaken
 
 from zoology.architectures.base import build_mixer, get_architecture
 from zoology.architectures.config import dials
+from zoology.architectures.s4d import imaginary_parts
 from zoology.architectures.state import measure, total
 from zoology.model import LanguageModel
 from zoology.optim import adamw
@@ -34,7 +35,7 @@ def definition(mixer, u):
 
 
 @pytest.mark.parametrize("shift", [-6.0, 0.0, 6.0], ids=["keeps", "between", "forgets"])
-@pytest.mark.parametrize("init", ["lin", "inv"])
+@pytest.mark.parametrize("init", ["lin", "inv", "legs"])
 @pytest.mark.parametrize("time", [1, 17, 67])
 def test_outputs_and_gradients_follow_the_definition(time, init, shift):
     torch.manual_seed(0)
@@ -79,6 +80,16 @@ def test_it_starts_as_published_with_its_own_learning_rates():
     assert groups[id(kernel.C)] == (1e-2, 0.1)
 
 
+def test_legs_has_the_eigenvalues_of_the_hippo_matrix_made_normal():
+    """A = -P P^T + what is normal, with A and P as in HiPPO-LegS."""
+    n, root = torch.arange(8.0, dtype=torch.float64), (2 * torch.arange(8.0, dtype=torch.float64) + 1).sqrt()
+    hippo = -torch.outer(root, root).tril(-1) - torch.diag(n + 1)
+    eigenvalues = torch.linalg.eigvals(hippo + 0.5 * torch.outer(root, root))
+    torch.testing.assert_close(eigenvalues.real, torch.full((8,), -0.5, dtype=torch.float64))
+    want = eigenvalues.imag.sort().values[4:]
+    torch.testing.assert_close(imaginary_parts(8, "legs"), want.float())
+
+
 def test_the_names_are_state_spaces():
     shapes = {key: tuple(p.shape) for key, p in build_mixer("s4d", 6, {"d_state": 4}).named_parameters()}
     assert shapes == {
@@ -105,5 +116,5 @@ def test_dials_and_bad_settings():
         build_mixer("s4d", 8, {"d_state": 5})
     with pytest.raises(InputError, match=r"s4d: d_state = 0: .*greater than or equal to 2"):
         build_mixer("s4d", 8, {"d_state": 0})
-    with pytest.raises(InputError, match=r"s4d: init = 'legs': .*'lin' or 'inv'"):
-        build_mixer("s4d", 8, {"init": "legs"})
+    with pytest.raises(InputError, match=r"s4d: init = 'fout': .*'lin', 'inv' or 'legs'"):
+        build_mixer("s4d", 8, {"init": "fout"})

@@ -4,6 +4,7 @@ from zoology.architectures import (
     attention,
     base,
     based,
+    h3,
     linear_attention,
     mamba,
     s4d,
@@ -11,4 +12,4 @@ from zoology.architectures import (
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "linear_attention", "mamba", "s4d", "short_conv", "sliding_window"]
+__all__ = ["attention", "base", "based", "h3", "linear_attention", "mamba", "s4d", "short_conv", "sliding_window"]

@@ -35,8 +35,7 @@ class S4D(Mixer):
     little on its own. Weights of the public code load as they are; it sees to the rest of its block (dropout, a norm
     after the residual) elsewhere.
 
-    Source: S4D, arXiv:2206.11893 (the zero-order hold; S4D-Lin: A_n = -1/2 + i pi n; S4D-Inv: A_n = -1/2 +
-    i N / pi (N / (2 n + 1) - 1))
+    Source: S4D, arXiv:2206.11893 (the zero-order hold; S4D-Lin, S4D-Inv, S4D-LegS)
 
     Letters: u the layer's input, D (the width) d_model, N d_state, of which conjugate pairs keep one half; dt the step
     size, D (the parameter) the skip.
@@ -47,7 +46,7 @@ class S4D(Mixer):
 
     class Config(MixerConfig):
         d_state: int = dial(16, sweep=(8, 16, 32), ge=2, help="numbers kept for each channel; even")
-        init: Literal["lin", "inv"] = Field("lin", description="how A starts: S4D-Lin or S4D-Inv")
+        init: Literal["lin", "inv", "legs"] = Field("lin", description="how A starts: S4D-Lin, -Inv or -LegS")
         lr: float = Field(1e-3, gt=0, description="learning rate of the step sizes and of A, before the schedule")
 
     def __init__(self, d_model: int, config: Config):
@@ -91,13 +90,10 @@ class DiagonalKernel(nn.Module):
 
     def __init__(self, d_model: int, d_state: int, init: str, lr: float):
         super().__init__()
-        check_even(d_state)
-        n = torch.arange(d_state // 2)
-        imag = math.pi * n if init == "lin" else d_state / math.pi * (d_state / (2 * n + 1) - 1)
         self.C = nn.Parameter(torch.randn(d_model, d_state // 2, 2) * 0.5**0.5)
         self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
         self.log_A_real = nn.Parameter(torch.full((d_model, d_state // 2), math.log(0.5)))
-        self.A_imag = nn.Parameter(imag.repeat(d_model, 1))
+        self.A_imag = nn.Parameter(imaginary_parts(d_state, init).repeat(d_model, 1))
         for parameter in (self.log_dt, self.log_A_real, self.A_imag):
             parameter._optim = {"lr": lr, "weight_decay": 0.0}  # type: ignore[attr-defined]
 
@@ -110,7 +106,24 @@ class DiagonalKernel(nn.Module):
         return dtA, torch.complex(C[..., 0], C[..., 1]) * (dtA.exp() - 1) / A
 
 
-def check_even(d_state: int) -> None:
-    """Raises InputError where a complex diagonal state cannot have d_state numbers."""
+def imaginary_parts(d_state: int, init: str) -> Tensor:
+    """Where the imaginary parts of A start, one of each conjugate pair: (N / 2,), in float32.
+
+    "lin": pi n. "inv": N / pi (N / (2 n + 1) - 1). "legs": those of the normal part of the HiPPO-LegS matrix, whose
+    real parts are all -1/2, in ascending order.
+
+    Raises:
+        InputError: d_state is odd.
+    """
     if d_state % 2:
         raise InputError(f"d_state = {d_state}: must be even, as the state has complex conjugate pairs")
+    n = torch.arange(d_state // 2, dtype=torch.float64)
+    if init == "lin":
+        imag = math.pi * n
+    elif init == "inv":
+        imag = d_state / math.pi * (d_state / (2 * n + 1) - 1)
+    else:
+        root = (2 * torch.arange(d_state, dtype=torch.float64) + 1).sqrt()
+        skew = -0.5 * (torch.outer(root, root).tril(-1) - torch.outer(root, root).triu(1))
+        imag = torch.linalg.eigvalsh(-1j * skew)[d_state // 2 :]
+    return imag.float()
