@@ -3,13 +3,29 @@
 from zoology.architectures import (
     attention,
     base,
+    base_conv,
     based,
     h3,
+    hyena,
     linear_attention,
+    long_conv,
     mamba,
     s4d,
     short_conv,
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "h3", "linear_attention", "mamba", "s4d", "short_conv", "sliding_window"]
+__all__ = [
+    "attention",
+    "base",
+    "base_conv",
+    "based",
+    "h3",
+    "hyena",
+    "linear_attention",
+    "long_conv",
+    "mamba",
+    "s4d",
+    "short_conv",
+    "sliding_window",
+]
