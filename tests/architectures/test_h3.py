@@ -58,7 +58,7 @@ def test_outputs_and_gradients_follow_the_definition(time, head_dim, shift):
 @pytest.mark.parametrize("head_dim", [1, 4])
 def test_it_continues_and_stacks(head_dim, init):
     torch.manual_seed(0)
-    settings = {"head_dim": head_dim, "d_state": 6, "init": init}
+    settings = {"head_dim": head_dim, "d_state": 6, "measure": init}
     mixer = shaken(build_mixer("h3", 8, settings).double())
     assert_continues(mixer, torch.randn(2, 37, 8, dtype=torch.float64))
     assert_stacks("h3", 8, settings)

@@ -39,7 +39,7 @@ def definition(mixer, u):
 @pytest.mark.parametrize("time", [1, 17, 67])
 def test_outputs_and_gradients_follow_the_definition(time, init, shift):
     torch.manual_seed(0)
-    mixer = shaken(build_mixer("s4d", 5, {"d_state": 6, "init": init}).double())
+    mixer = shaken(build_mixer("s4d", 5, {"d_state": 6, "measure": init}).double())
     with torch.no_grad():
         mixer.kernel.log_A_real += shift
     assert_follows(mixer, definition, torch.randn(2, time, 5, dtype=torch.float64))
@@ -48,12 +48,12 @@ def test_outputs_and_gradients_follow_the_definition(time, init, shift):
 def test_it_continues_and_stacks():
     torch.manual_seed(0)
     assert_continues(shaken(build_mixer("s4d", 6).double()), torch.randn(2, 37, 6, dtype=torch.float64))
-    assert_stacks("s4d", 6, {"init": "inv"})
+    assert_stacks("s4d", 6, {"measure": "inv"})
 
 
 def test_a_long_sequence_in_float32():
     torch.manual_seed(0)
-    mixer = build_mixer("s4d", 8, {"d_state": 32, "init": "inv"})
+    mixer = build_mixer("s4d", 8, {"d_state": 32, "measure": "inv"})
     x = torch.randn(1, 4096, 8)
     y = mixer(x)
     y.square().mean().backward()
@@ -68,7 +68,7 @@ def test_it_starts_as_published_with_its_own_learning_rates():
         ("lin", [math.pi * n for n in range(4)]),
         ("inv", [8 / math.pi * (8 / (2 * n + 1) - 1) for n in range(4)]),
     ):
-        model = LanguageModel(8, 200, [("s4d", {"d_state": 8, "init": init, "lr": 3e-4})], init="papers")
+        model = LanguageModel(8, 200, [("s4d", {"d_state": 8, "measure": init, "kernel_lr": 3e-4})], init="papers")
         kernel = model.blocks[0].mixer.kernel
         torch.testing.assert_close(kernel.log_A_real.exp(), torch.full((200, 4), 0.5))
         torch.testing.assert_close(kernel.A_imag, torch.tensor(imag).expand(200, 4))
@@ -116,5 +116,5 @@ def test_dials_and_bad_settings():
         build_mixer("s4d", 8, {"d_state": 5})
     with pytest.raises(InputError, match=r"s4d: d_state = 0: .*greater than or equal to 2"):
         build_mixer("s4d", 8, {"d_state": 0})
-    with pytest.raises(InputError, match=r"s4d: init = 'fout': .*'lin', 'inv' or 'legs'"):
-        build_mixer("s4d", 8, {"init": "fout"})
+    with pytest.raises(InputError, match=r"s4d: measure = 'fout': .*'lin', 'inv' or 'legs'"):
+        build_mixer("s4d", 8, {"measure": "fout"})

@@ -49,7 +49,7 @@ class H3(Mixer):
     class Config(MixerConfig):
         d_state: int = dial(16, sweep=(4, 8, 16), ge=2, help="numbers kept for each channel of a model; even")
         head_dim: int = dial(1, sweep=(1,), help="width of a head: keys times values are head_dim x head_dim")
-        init: Literal["lin", "inv", "legs"] = Field("lin", description="how A starts: diag-lin, -inv or -legs")
+        measure: Literal["lin", "inv", "legs"] = Field("lin", description="how A starts: diag-lin, -inv or -legs")
 
     def __init__(self, d_model: int, config: Config):
         super().__init__()
@@ -64,7 +64,7 @@ class H3(Mixer):
         self.q_proj = nn.Linear(d_model, d_model)
         self.k_proj = nn.Linear(d_model, d_model)
         self.v_proj = nn.Linear(d_model, d_model)
-        self.kernel = nn.ModuleDict({"kernel": _DiagonalKernel(self.num_heads, config.d_state, config.init)})
+        self.kernel = nn.ModuleDict({"kernel": _DiagonalKernel(self.num_heads, config.d_state, config.measure)})
         self.ssm_k_kernel = nn.ModuleDict({"kernel": _ShiftKernel(d_model, config.d_state)})
         self.ssm_k_D = nn.Parameter(torch.randn(d_model))
         self.D = nn.Parameter(torch.randn(self.num_heads))
@@ -137,9 +137,9 @@ class _DiagonalKernel(nn.Module):
     A = -exp(inv_A_real) + i A_imag. None but C decays, as published.
     """
 
-    def __init__(self, heads: int, d_state: int, init: str):
+    def __init__(self, heads: int, d_state: int, measure: str):
         super().__init__()
-        imag = imaginary_parts(d_state, init)
+        imag = imaginary_parts(d_state, measure)
         self.C = nn.Parameter(torch.randn(1, heads, d_state // 2, 2) * 0.5**0.5)
         self.log_dt = nn.Parameter(torch.empty(heads).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
         self.B = nn.Parameter(torch.tensor((1.0, 0.0)).repeat(heads, d_state // 2, 1))

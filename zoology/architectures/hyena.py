@@ -52,7 +52,7 @@ class Hyena(Mixer):
         emb_dim: int = Field(3, ge=3, description="numbers that the network is given a position by; odd")
         w: float = Field(1.0, gt=0, description="frequency of the network's sines at the start")
         short_filter_order: int = Field(3, ge=1, description="taps of the short convolution")
-        lr: float = Field(1e-3, gt=0, description="learning rate of the network, before the schedule")
+        filter_lr: float = Field(1e-3, gt=0, description="learning rate of the network, before the schedule")
         lr_pos_emb: float = Field(1e-5, gt=0, description="learning rate of the positions, before the schedule")
 
     def __init__(self, d_model: int, config: Config):
@@ -64,7 +64,7 @@ class Hyena(Mixer):
         self.short_filter = DepthwiseConv((config.order + 1) * d_model, config.short_filter_order, silu=False)
         channels = d_model * (config.order - 1)
         self.filter_fn = ImplicitFilter(
-            channels, config.l_max, config.filter_order, config.emb_dim, config.w, config.lr, config.lr_pos_emb
+            channels, config.l_max, config.filter_order, config.emb_dim, config.w, config.filter_lr, config.lr_pos_emb
         )
         self.filter_fn.bias = nn.Parameter(torch.randn(channels))
         self.out_proj = nn.Linear(d_model, d_model)

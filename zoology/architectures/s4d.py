@@ -46,13 +46,15 @@ class S4D(Mixer):
 
     class Config(MixerConfig):
         d_state: int = dial(16, sweep=(8, 16, 32), ge=2, help="numbers kept for each channel; even")
-        init: Literal["lin", "inv", "legs"] = Field("lin", description="how A starts: S4D-Lin, -Inv or -LegS")
-        lr: float = Field(1e-3, gt=0, description="learning rate of the step sizes and of A, before the schedule")
+        measure: Literal["lin", "inv", "legs"] = Field("lin", description="how A starts: S4D-Lin, -Inv or -LegS")
+        kernel_lr: float = Field(
+            1e-3, gt=0, description="learning rate of the step sizes and of A, before the schedule"
+        )
 
     def __init__(self, d_model: int, config: Config):
         super().__init__()
         self.D = nn.Parameter(torch.randn(d_model))
-        self.kernel = DiagonalKernel(d_model, config.d_state, config.init, config.lr)
+        self.kernel = DiagonalKernel(d_model, config.d_state, config.measure, config.kernel_lr)
         self.output_linear = nn.Sequential(nn.Conv1d(d_model, 2 * d_model, 1), nn.GLU(dim=-1))
 
     def init_state(self, batch_size: int) -> S4DState:
@@ -88,12 +90,12 @@ class DiagonalKernel(nn.Module):
         InputError: d_state is odd.
     """
 
-    def __init__(self, d_model: int, d_state: int, init: str, lr: float):
+    def __init__(self, d_model: int, d_state: int, measure: str, lr: float):
         super().__init__()
         self.C = nn.Parameter(torch.randn(d_model, d_state // 2, 2) * 0.5**0.5)
         self.log_dt = nn.Parameter(torch.empty(d_model).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
         self.log_A_real = nn.Parameter(torch.full((d_model, d_state // 2), math.log(0.5)))
-        self.A_imag = nn.Parameter(imaginary_parts(d_state, init).repeat(d_model, 1))
+        self.A_imag = nn.Parameter(imaginary_parts(d_state, measure).repeat(d_model, 1))
         for parameter in (self.log_dt, self.log_A_real, self.A_imag):
             parameter._optim = {"lr": lr, "weight_decay": 0.0}  # type: ignore[attr-defined]
 
@@ -106,7 +108,7 @@ class DiagonalKernel(nn.Module):
         return dtA, torch.complex(C[..., 0], C[..., 1]) * (dtA.exp() - 1) / A
 
 
-def imaginary_parts(d_state: int, init: str) -> Tensor:
+def imaginary_parts(d_state: int, measure: str) -> Tensor:
     """Where the imaginary parts of A start, one of each conjugate pair: (N / 2,), in float32.
 
     "lin": pi n. "inv": N / pi (N / (2 n + 1) - 1). "legs": those of the normal part of the HiPPO-LegS matrix, whose
@@ -118,9 +120,9 @@ def imaginary_parts(d_state: int, init: str) -> Tensor:
     if d_state % 2:
         raise InputError(f"d_state = {d_state}: must be even, as the state has complex conjugate pairs")
     n = torch.arange(d_state // 2, dtype=torch.float64)
-    if init == "lin":
+    if measure == "lin":
         imag = math.pi * n
-    elif init == "inv":
+    elif measure == "inv":
         imag = d_state / math.pi * (d_state / (2 * n + 1) - 1)
     else:
         root = (2 * torch.arange(d_state, dtype=torch.float64) + 1).sqrt()
