@@ -180,23 +180,32 @@ class ListOfTokens(Attend):
 class LongConvolution(Mixer):
     """A convolution as long as the sequence, by FFT; its state is all inputs."""
 
+    name = "conv_inputs"
+
     def __init__(self, d_model, config):
         super().__init__()
         self.decay = nn.Parameter(torch.linspace(0.1, 2, d_model))
 
     def init_state(self, batch_size):
-        return {"conv": self.zeros(batch_size, 0, len(self.decay))}
+        return {self.name: self.zeros(batch_size, 0, len(self.decay))}
 
     def prefill(self, x, state):
-        u = torch.cat([state["conv"], x], 1)
+        u = torch.cat([state[self.name], x], 1)
         n = u.shape[1]
         kernel = torch.exp(-F.softplus(self.decay) * torch.arange(n, dtype=x.dtype)[:, None])
         y = torch.fft.irfft(torch.fft.rfft(u, 2 * n, 1) * torch.fft.rfft(kernel, 2 * n, 0), 2 * n, 1)
-        return y[:, n - x.shape[1] : n], {"conv": u}
+        return y[:, n - x.shape[1] : n], {self.name: u}
 
     def step(self, x, state):
         y, state = self.prefill(x[:, None], state)
         return y[:, 0], state
+
+
+@odd("odd-unnamed-past", GROWS)
+class UnnamedPast(LongConvolution):
+    """The same under a name that says nothing of a convolution."""
+
+    name = "past"
 
 
 @odd("odd-complex")

@@ -20,9 +20,16 @@ STACKS = {
     "linear-attention": {"feature_dim": 4, "num_heads": 2},
     "short-conv": {"kernel_size": 4},
     "based": {"feature_dim": 3, "window": 4},
+    "mamba": {"d_state": 3},
+    "s4d": {"d_state": 6},
+    "h3": {"d_state": 4, "head_dim": 2},
+    "long-conv": {"l_max": 9},
+    "hyena": {"filter_order": 5, "l_max": 30},
+    "base-conv": {"l_max": 30},
     "short-conv+linear-attention+sliding-window": {"feature_map": "elu"},
     "attention+short-conv": {"rotary": True},
 }
+PARTS = sorted({part for name in STACKS for part in name.split("+")} - {"based"})
 
 
 def model(name: str, dials: dict, d_model: int = D) -> LanguageModel:
@@ -67,7 +74,19 @@ def test_kept_elements_are_the_papers_formulas(heads, context):
         assert kept("short-conv", {"kernel_size": taps}, context) == {"convolution": (taps - 1) * D}
 
 
-@pytest.mark.parametrize("name", ["attention", "sliding-window", "linear-attention", "short-conv"])
+@pytest.mark.parametrize("context", [7, 50])
+@pytest.mark.parametrize("n", [2, 8])
+def test_kept_elements_of_state_space_models_and_long_convolutions(n, context):
+    assert kept("mamba", {"d_state": n}, context) == {"recurrent": 2 * D * n, "convolution": 3 * 2 * D}
+    assert kept("s4d", {"d_state": n}, context) == {"recurrent": D * n}
+    for d in (1, 4):
+        assert kept("h3", {"d_state": n, "head_dim": d}, context) == {"recurrent": D * (n - 1) + d * D * n}
+    for name in ("long-conv", "base-conv"):
+        assert kept(name, {}, context) == {"convolution": D * context}
+    assert kept("hyena", {"order": n}, context) == {"convolution": 2 * (n + 1) * D + (n - 1) * D * context}
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_steps_keep_as_much_as_a_prefill(name):
     mixer = build_mixer(name, D)
     with torch.no_grad():
@@ -110,7 +129,7 @@ def test_forward_and_prefill_and_steps_agree(name):
             state = copy_state(after)
 
 
-@pytest.mark.parametrize("name", sorted({"attention", "sliding-window", "linear-attention", "short-conv"}))
+@pytest.mark.parametrize("name", PARTS)
 def test_what_comes_later_changes_nothing(name):
     mixer = build_mixer(name, D).double()
     x = torch.randn(1, 12, D, dtype=torch.float64, requires_grad=True)
@@ -121,7 +140,7 @@ def test_what_comes_later_changes_nothing(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", ["attention", "sliding-window", "linear-attention", "short-conv"])
+@pytest.mark.parametrize("name", PARTS)
 def test_the_dtype_held_is_that_of_the_weights_or_wider(name, dtype):
     """And the same at the beginning as later: sums over the past are float32 at least."""
     mixer = build_mixer(name, D).to(dtype)
@@ -130,9 +149,9 @@ def test_the_dtype_held_is_that_of_the_weights_or_wider(name, dtype):
         y, after = mixer.prefill(torch.randn(2, 4, D, dtype=dtype), state)
         z, last = mixer.step(y[:, 0], after)
     assert y.dtype == z.dtype == dtype
-    held = torch.promote_types(dtype, torch.float32) if name == "linear-attention" else dtype
-    for _, x in (*leaves(state), *leaves(after), *leaves(last)):
-        assert x.dtype == held
+    wide = torch.promote_types(dtype, torch.float32)
+    for path, x in (*leaves(state), *leaves(after), *leaves(last)):
+        assert x.dtype == (wide if path[0] in ("kv", "normaliser", "ssm") else dtype)
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -218,8 +218,11 @@ class _Run:
             if growth is not None:
                 self.growth, self.table = growth
                 for part in self.table[-1][1]:
-                    if part != "kv" and self.growth == checks.GROWS and _grows(part, self.table):
-                        self.notes.append(f"its {part} state grows with the context: call what grows keys or values")
+                    if part == "recurrent" and self.growth == checks.GROWS and _grows(part, self.table):
+                        self.notes.append(
+                            "its recurrent state grows with the context: call what grows keys or values, or conv... "
+                            "where it is the past inputs of a convolution"
+                        )
         self.seconds = time.perf_counter() - started
 
     def contexts(self, longest: int) -> tuple[int, ...]:
