@@ -4,9 +4,20 @@ from zoology.architectures import (
     attention,
     base,
     based,
+    deltanet,
+    gated_deltanet,
     linear_attention,
     short_conv,
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "linear_attention", "short_conv", "sliding_window"]
+__all__ = [
+    "attention",
+    "base",
+    "based",
+    "deltanet",
+    "gated_deltanet",
+    "linear_attention",
+    "short_conv",
+    "sliding_window",
+]

@@ -88,8 +88,13 @@ class Attention(Mixer):
         return self.out_proj(o.transpose(1, 2).flatten(2))
 
 
-def head_dim(d_model: int, num_heads: int) -> int:
+def head_dim(d_model: int, num_heads: int, name: str = "d_model") -> int:
     """The width of one head.
+
+    Args:
+        d_model: the width of all heads.
+        num_heads: how many share it.
+        name: what the message calls the width.
 
     Raises:
         InputError: d_model is not divisible by num_heads, with the numbers of heads that it is divisible by.
@@ -97,7 +102,7 @@ def head_dim(d_model: int, num_heads: int) -> int:
     if d_model % num_heads:
         allowed = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0)
         raise InputError(
-            f"d_model = {d_model} is not divisible by num_heads = {num_heads}: num_heads must be one of {allowed}"
+            f"{name} = {d_model} is not divisible by num_heads = {num_heads}: num_heads must be one of {allowed}"
         )
     return d_model // num_heads
 
