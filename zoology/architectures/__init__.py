@@ -7,6 +7,7 @@ from zoology.architectures import (
     deltanet,
     gated_deltanet,
     linear_attention,
+    rwkv7,
     short_conv,
     sliding_window,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "deltanet",
     "gated_deltanet",
     "linear_attention",
+    "rwkv7",
     "short_conv",
     "sliding_window",
 ]

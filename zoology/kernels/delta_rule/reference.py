@@ -23,7 +23,7 @@ def delta_rule(
     log_decay: Tensor | None = None,
     *,
     state: Tensor | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The delta rule over a piece of a sequence.
 
@@ -41,7 +41,8 @@ def delta_rule(
         beta: (B, T, H), the share of the error that is corrected.
         log_decay: (B, T, H), at most 0; None for no decay.
         state: (B, H, dk, dv), what came before, or None at the beginning.
-        chunk_size: C, tokens in a chunk. Changes no number beyond rounding.
+        chunk_size: C, tokens in a chunk. Changes no number beyond rounding. None: what is fastest, 16 for heads of up
+            to 16 on a CPU, else 64.
 
     Returns:
         o (B, T, H, dv) in the dtype of v, and the state after the piece in float32 or better.
@@ -50,6 +51,8 @@ def delta_rule(
         ValueError: shapes that do not fit each other, a chunk size below 1.
     """
     _check(q, k, v, beta, log_decay, state, dims=4)
+    if chunk_size is None:
+        chunk_size = 16 if q.shape[-1] <= 16 and not q.is_cuda else 64
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size}: must be at least 1")
     batch, time, heads, dk = q.shape
