@@ -74,3 +74,17 @@ def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(sum x^2 + eps) over the last axis, computed in float32 or better, in the dtype of x."""
     y = x.to(torch.promote_types(x.dtype, torch.float32))
     return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def token_shift(x: Tensor, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What each token's predecessor was, as RWKV mixes it in: a convolution of two taps without weights.
+
+    Args:
+        x: (batch, time, d_model).
+        last: (batch, d_model), the token before the piece, or None at the beginning, where 0 stands for it.
+
+    Returns:
+        (batch, time, d_model), each token's predecessor; (batch, d_model), the last token.
+    """
+    seen = F.pad(x, (0, 0, 1, 0)) if last is None else torch.cat((last.unsqueeze(1), x), dim=1)
+    return seen[:, :-1], seen[:, -1].clone()  # a view would keep the whole piece alive
