@@ -2,8 +2,8 @@
 
 Prints milliseconds per model and step, and ratios, and appends a row for each measurement to
 `benchmarks/results/training.csv`. The usual loop is one model at a time, float32, eager, logits at every position,
-`loss.item()` in each step, AdamW as torch has it by default. Ours is R replicas of the same model as one, as `fit` trains
-them. Both run in one process on the same batches, in turns; medians are of the turns.
+`loss.item()` in each step, AdamW as torch has it by default. Ours is R replicas of the same model as one, as `fit`
+trains them. Both run in one process on the same batches, in turns; medians are of the turns.
 """
 
 import argparse

@@ -19,8 +19,20 @@ from zoology.record import (
 )
 
 KEYS = {
-    *("format", "trial", "architecture", "dials", "d_model", "task", "data_seed", "parameters", "params", "trained"),
-    *("learning_rate", "seed", "status", "steps", "best_step", "seconds", "error"),
+    *(
+        "format",
+        "trial",
+        "architecture",
+        "dials",
+        "d_model",
+        "task",
+        "data_seed",
+        "parameters",
+        "params",
+        "trained",
+        "notes",
+    ),
+    *("learning_rate", "seed", "status", "steps", "best_step", "seconds", "precision", "curve", "error"),
     *("split", "slice", "accuracy", "loss", "accuracy_last", "loss_last", "examples", "test_hash"),
     *("state_elements", "state_bytes", "state_parts", "limit_bits", "limits"),
 }

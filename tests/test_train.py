@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 from trials import TINY, mqar_slice, numbers, stopped, trial
 
-import zoology.train
+import zoology.training.adamw
+import zoology.training.evaluate
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.data import load_data
 from zoology.record import ReplicaResult, Slice, TrialResult, rows_expected
 from zoology.registry import InputError
 from zoology.tasks.base import IGNORE, build_task
-from zoology.train import Progress, build_model, evaluate_all, fit, labelled_loss, run_trial, seeded
+from zoology.train import Progress, build_model, fit, run_trial, seeded
+from zoology.training.evaluate import evaluate_all
+from zoology.training.loop import Loop
+from zoology.training.stack import Stack
+from zoology.training.steps import Steps
 
 CPU = torch.device("cpu")
 RATES = (1e-3, 1e-2)
@@ -33,31 +38,31 @@ def one_thread():
 
 
 class Seen:
-    """What passes through training: the first weights of each replica, and the batches it is trained on."""
+    """What passes through training: the first weights of each group, and the batches it is trained on."""
 
     def __init__(self):
+        self.stacks: list[Stack] = []
         self.first: list[dict[str, torch.Tensor]] = []
         self.batches: list[list[torch.Tensor]] = []
-        self.models: list[nn.Module] = []
 
 
 @pytest.fixture
 def seen(monkeypatch) -> Seen:
     watched = Seen()
-    train = zoology.train._train
+    train, step = Loop.train, Steps.__call__
 
-    def watch(model, *args):
-        watched.models.append(model)
-        watched.first.append({key: value.clone() for key, value in model.state_dict().items()})
+    def watch(loop):
+        watched.stacks.append(loop.stack)
+        watched.first.append(loop.stack.weights(loop.stack.flat, 0))
         watched.batches.append([])
-        return train(model, *args)
+        return train(loop)
 
-    def loss(model, batch):
-        watched.batches[-1].append(batch.tokens)
-        return labelled_loss(model, batch)
+    def look(steps, part, rows):
+        watched.batches[-1].append(part.tokens[rows])
+        return step(steps, part, rows)
 
-    monkeypatch.setattr(zoology.train, "_train", watch)
-    monkeypatch.setattr(zoology.train, "labelled_loss", loss)
+    monkeypatch.setattr(Loop, "train", watch)
+    monkeypatch.setattr(Steps, "__call__", look)
     return watched
 
 
@@ -151,17 +156,21 @@ def test_an_epoch_after_another_comes_in_another_order(seen):
 # --- What is measured ---
 
 
-def test_loss_and_accuracy_at_labelled_positions_are_those_of_all_logits():
-    spec = trial("based", valid=(mqar_slice(70), mqar_slice(70, num_pairs=4)), test=(mqar_slice(9), TWO))
+def untrained(spec):
     data = load_data(spec)
     with seeded(0, CPU):
         model = build_model(spec, data.vocab_size).eval()
-    measured = evaluate_all(model, data.valid)
+    return model, Stack([model]), data
+
+
+def test_loss_and_accuracy_at_labelled_positions_are_those_of_all_logits():
+    spec = trial("based", valid=(mqar_slice(70), mqar_slice(70, num_pairs=4)), test=(mqar_slice(9), TWO))
+    model, stack, data = untrained(spec)
+    (measured,) = evaluate_all(stack, stack.flat, data.valid)
     for part, found in zip(data.valid, measured, strict=True):
         labels = torch.from_numpy(part.task.solve(part.tokens.numpy())).long()
         logits = model(part.tokens).detach().double()
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())  # the labels' own mark of "none" is torch's
-        assert labelled_loss(model, part).item() == pytest.approx(loss.item(), rel=1e-5)
         assert found.loss == pytest.approx(loss.item(), rel=1e-5)
         right = (logits.argmax(-1) == labels)[labels != IGNORE]
         assert found.accuracy == pytest.approx(right.double().mean().item(), abs=1e-12)
@@ -171,32 +180,20 @@ TWO = mqar_slice(9, num_pairs=4)
 
 
 def test_evaluation_does_not_depend_on_how_much_is_done_at_a_time(monkeypatch):
-    data = load_data(trial())
-    with seeded(0, CPU):
-        model = build_model(trial(), data.vocab_size)
-    whole = evaluate_all(model, data.test)
-    monkeypatch.setattr(zoology.train, "CPU_EVALUATION_TOKENS", 7 * TINY["seq_len"])
-    pieces = evaluate_all(model, data.test)
-    assert pieces[0].accuracy == whole[0].accuracy
-    assert pieces[0].loss == pytest.approx(whole[0].loss, rel=1e-6)
-
-
-def test_a_batch_without_labels_moves_nothing():
-    spec = trial()
-    with seeded(0, CPU):
-        model = build_model(spec, 32)
-    part = load_data(spec).train[0]
-    part = part._replace(tokens=part.tokens[:2], targets=torch.full_like(part.targets[:2], IGNORE))
-    loss = labelled_loss(model, part._replace(positions=torch.zeros_like(part.targets)))
-    loss.backward()
-    assert loss.item() == 0
-    assert all(not parameter.grad.any() for parameter in model.parameters())
+    _, stack, data = untrained(trial())
+    ((whole,),) = evaluate_all(stack, stack.flat, data.test)
+    monkeypatch.setattr(zoology.training.evaluate, "CPU_EVALUATION_TOKENS", 7 * TINY["seq_len"])
+    ((pieces,),) = evaluate_all(stack, stack.flat, data.test)
+    assert pieces.accuracy == whole.accuracy
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
 
 
 @pytest.fixture
 def spoiled(monkeypatch):
     """From step 30 on the learning rate is a hundred times too large: what was learned is lost."""
-    monkeypatch.setattr(zoology.train, "learning_rate_at", lambda step, steps, warmup: 1.0 if step < 30 else 100.0)
+    monkeypatch.setattr(
+        zoology.training.adamw, "learning_rate_at", lambda step, steps, warmup: 1.0 if step < 30 else 100.0
+    )
 
 
 def test_best_is_never_below_last_on_validation(spoiled):
@@ -230,8 +227,8 @@ def test_training_stops_where_validation_reaches_the_threshold():
 def test_progress_tells_where_a_trial_is():
     told: list[Progress] = []
     fit(trial(train=(mqar_slice(1280),), seeds=(0, 1)), progress=told.append)
-    assert [(p.replica, p.replicas, p.step, p.steps) for p in told] == [
-        (replica, 2, step, 40) for replica in (0, 1) for step in (20, 40)
+    assert [(p.replica, p.together, p.replicas, p.step, p.steps) for p in told] == [
+        (replica, 1, 2, step, 40) for replica in (0, 1) for step in (20, 40)
     ]
     assert all(0 <= p.accuracy <= 1 for p in told)
 
@@ -304,8 +301,8 @@ def test_the_hints_of_a_parameter_reach_its_optimiser(own_registries, seen):
             return self.moved(x @ self.still), state
 
     fit(trial(layers=("hinted",)))
-    (model,), (first,) = seen.models, seen.first
-    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, first[key])}
+    (stack,), (first,) = seen.stacks, seen.first
+    changed = {key for key, value in stack.weights(stack.flat, 0).items() if not torch.equal(value, first[key])}
     assert changed == set(first) - {"blocks.0.mixer.still"}
 
 

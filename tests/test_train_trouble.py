@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from trials import TINY, mqar_slice, numbers, stopped, trial
 
-import zoology.train
+import zoology.training.adamw
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.data import load_data
 from zoology.record import Plugin, rows_expected
@@ -42,7 +42,9 @@ def test_a_replica_that_diverges_is_a_result_and_leaves_the_others_alone():
 
 
 def test_what_was_good_before_it_diverged_is_kept(monkeypatch):
-    monkeypatch.setattr(zoology.train, "learning_rate_at", lambda step, steps, warmup: 1.0 if step < 10 else 1e40)
+    monkeypatch.setattr(
+        zoology.training.adamw, "learning_rate_at", lambda step, steps, warmup: 1.0 if step < 10 else 1e40
+    )
     spec = trial(train=(mqar_slice(1600),), validate_every=5)
     (replica,) = fit(spec).replicas
     assert replica.status == "diverged"

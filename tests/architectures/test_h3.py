@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from mixer_checks import assert_continues, assert_follows, assert_stacks, shaken
+from zoology.optim import adamw
 
 from zoology.architectures.base import build_mixer, get_architecture
 from zoology.architectures.config import dials
 from zoology.architectures.state import measure, total
 from zoology.model import LanguageModel
-from zoology.optim import adamw
 from zoology.registry import InputError
 
 

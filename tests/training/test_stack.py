@@ -176,12 +176,10 @@ def test_a_group_that_does_not_fit_is_halved(monkeypatch):
     assert {r.status for r in result.replicas} == {"ok"}
 
 
-def test_a_model_too_large_alone_fails():
-    spec = trial()
-
+def test_a_model_too_large_alone_fails(monkeypatch):
     def broken(loop):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(zoology.train.Loop, "train", broken)
-        fit(spec)
+    monkeypatch.setattr(zoology.train.Loop, "train", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(trial())
