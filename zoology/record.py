@@ -169,12 +169,14 @@ class ReplicaResult(Record):
 
 
 class TrialResult(Record):
-    """All replicas of a trial, or the traceback of what went wrong. `notes` say what did not go as usual."""
+    """All replicas of a trial, or the traceback of what went wrong. `notes` say what did not go as usual, `timings`
+    where the seconds went."""
 
     spec: TrialSpec
     replicas: tuple[ReplicaResult, ...] = ()
     parameters: int | None = None
     notes: tuple[str, ...] = ()
+    timings: dict[str, float] = {}
     status: Status = "ok"
     error: str | None = None
 

@@ -11,7 +11,7 @@ import math
 import shutil
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -76,10 +76,12 @@ def fit(
         InputError: the spec is impossible.
     """
     device = torch.device(device)
+    begin = time.perf_counter()
     data = TrialData(*(tuple(part.to(device) for part in split) for split in load_data(spec)))
     trial = _Trial(spec, data, device, progress, keep)
     if trial.fresh().reads_context:
         refuse_labels_in_contexts(data)
+    trial.seconds["starting"] = time.perf_counter() - begin
     together = device.type == "cuda" if stacked is None else stacked
     indexes = tuple(range(len(spec.replicas)))
     groups = deque([indexes] if together else [(index,) for index in indexes])
@@ -183,6 +185,7 @@ class _Trial:
         self.done: dict[int, ReplicaResult] = {}
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
         self.notes: list[str] = []
+        self.seconds: Counter[str] = Counter()
         self.compute = compute_dtype(spec.training.precision, device)
         if device.type == "cuda" and self.compute is None and spec.training.precision == "auto":
             self.notes.append("this GPU has no bfloat16: trained in float32")
@@ -226,6 +229,7 @@ class _Trial:
             replicas=tuple(self.done[index] for index in sorted(self.done)),
             parameters=parameters,
             notes=tuple(dict.fromkeys(self.notes)),
+            timings={name: round(seconds, 3) for name, seconds in self.seconds.items()},
         )
 
     def put_away(self) -> None:
@@ -265,6 +269,7 @@ class _Trial:
         """Test what was trained, prove it, and keep it."""
         begin = time.perf_counter()
         self.notes += trained.notes
+        self.seconds.update(trained.seconds)
         stack = stack.whole(trained.best)
         tested = [evaluate_all(stack, flat, self.data.test) for flat in (trained.best, trained.last)]
         states = None
@@ -295,6 +300,7 @@ class _Trial:
                 curve=tuple(at.curve),
             )
             self.weights[index] = stack.weights(trained.best, row)
+        self.seconds["testing and proving"] += time.perf_counter() - begin
         if saved is not None:
             words = {"replicas": [self.done[index].model_dump(mode="json") for index in group], "notes": self.notes}
             checkpoint.write(saved, _named(self.weights, group), words)

@@ -48,12 +48,13 @@ class Replica:
 @dataclass
 class Trained:
     """A group after training. `best` is worth something only where `best_valid` is there, `last` where it did not
-    diverge. Both are (R, P)."""
+    diverge. Both are (R, P). `seconds` are those of compiling, training and evaluating."""
 
     replicas: list[Replica]
     best: Tensor
     last: Tensor
     notes: list[str]
+    seconds: dict[str, float]
 
 
 class Loop:
@@ -89,6 +90,7 @@ class Loop:
         self.accuracy: float | None = None
         self.notes: list[str] = []
         self._written = time.monotonic()
+        self._began, self._evaluating = time.perf_counter(), 0.0
 
     def train(self) -> Trained:
         """Train to the end, from the checkpoint where there is one."""
@@ -112,11 +114,17 @@ class Loop:
         return self._done()
 
     def _done(self) -> Trained:
-        return Trained(self.replicas, self.best, self.last, self.notes + self.run.notes)
+        compiling = self.run.compiling
+        training = time.perf_counter() - self._began - compiling - self._evaluating
+        seconds = {"compiling": compiling, "training": training, "evaluating": self._evaluating}
+        return Trained(self.replicas, self.best, self.last, self.notes + self.run.notes, seconds)
 
     def _validate(self) -> None:
         """Look at every replica that is still training. The one place where the host waits for the device."""
         flat = self.stack.flat
+        if flat.is_cuda:
+            torch.cuda.synchronize()  # or the steps before would be taken for a part of this
+        begin = time.perf_counter()
         measured = evaluate_all(self.stack, flat, self.data.valid)
         active = [(row, index) for row, index in enumerate(self.rows) if index != GONE]
         since = self.replicas[active[0][1]].steps
@@ -134,6 +142,7 @@ class Loop:
         self.accuracy = max(best, default=None)
         if len(going) < len(active):
             self._drop_all_but(going)
+        self._evaluating += time.perf_counter() - begin
         self.stack.template.train()
         if self.saved and self.rows and time.monotonic() - self._written > CHECKPOINT_SECONDS:
             self._put_down(self.saved)

@@ -1,6 +1,7 @@
 """One training step of a stack: plain on a CPU; on a GPU compiled, and captured in a CUDA graph for each length."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from zoology.training import adamw
 from zoology.training.adamw import AdamW
 from zoology.training.stack import Stack
 
+SHAPES = 64
+"""Slices that may be compiled in one trial, each for its own length and number of labels."""
 WARM_UPS = 3
 """Steps before a capture: lazy initialisation and autotuning must be over. What they change is taken back."""
 
@@ -21,12 +24,15 @@ class Steps:
 
     Attributes:
         loss_sum: (R,) losses added up since `take_losses`.
+        notes: what did not go as usual.
+        compiling: seconds spent on compiling and capturing.
     """
 
     def __init__(self, stack: Stack, optimiser: AdamW, dropout: float):
         self.stack, self.optimiser, self.dropout = stack, optimiser, dropout
         self.loss_sum = torch.zeros(stack.size, dtype=torch.float64, device=stack.flat.device)
         self.notes: list[str] = []
+        self.compiling = 0.0
 
     def __call__(self, part: SliceData, rows: Tensor) -> None:
         """Train on some sequences of a slice. The host does not wait for the device."""
@@ -78,13 +84,16 @@ class GraphSteps(Steps):
         super().__init__(stack, optimiser, dropout)
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        torch.compiler.reset()  # what was compiled for another trial is of no use here, and counts towards Dynamo's limit
         self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
         self._compiled_update = torch.compile(_flat_update, fullgraph=True, dynamic=False) if compiled else None
 
     def __call__(self, part: SliceData, rows: Tensor) -> None:
         key = (id(part.tokens), len(rows))
         if key not in self._graphs:
+            begin = time.perf_counter()
             self._graphs[key] = self._capture(part, rows)
+            self.compiling += time.perf_counter() - begin
         captured = self._graphs[key]
         if captured is None:
             self._run(part, rows)
@@ -98,7 +107,7 @@ class GraphSteps(Steps):
     def _capture(self, part: SliceData, rows: Tensor) -> _Captured | None:
         """The graph of a step on this slice, or None where there can be none."""
         rows = rows.clone()
-        with self._untouched():
+        with self._untouched(), torch._dynamo.config.patch(recompile_limit=SHAPES):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
