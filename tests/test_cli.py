@@ -57,7 +57,7 @@ def refused(run, monkeypatch, tmp_path):
 
 
 SWEEP = [
-    ("", "no architecture is chosen: --arch takes attention, based, "),
+    ("", "no architecture is chosen: --arch takes attention, base-conv, based, "),
     ("--arch bsed", "unknown architecture 'bsed': did you mean based?"),
     ("--arch based,attenton", "unknown architecture 'attenton': did you mean attention"),
     ("--arch short-conv+linear-atention", "unknown mixer 'linear-atention': did you mean linear-attention"),
@@ -465,7 +465,7 @@ def test_plot_needs_no_torch_and_no_ray(tmp_path):
 
 def test_a_failed_run_prints_where_the_tracebacks_are_and_exits_with_1(run, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "refuse_cheaters", lambda *_: None)
-    monkeypatch.setattr("zoology.train.fit", lambda *_: 1 / 0)
+    monkeypatch.setattr("zoology.train.fit", lambda *_, **__: 1 / 0)
     code, _, err = run("train", "--arch", "attention", "--name", "x")
     assert code == 1
     assert "1 failed; the first with: ZeroDivisionError: division by zero" in err

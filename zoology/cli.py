@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from zoology.cli_models import evaluate
 from zoology.cli_runs import plot
 from zoology.cli_tasks import PluginFiles, ScaleName, Slices, TaskArgument, export, score
 from zoology.registry import InputError
@@ -92,7 +93,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     wanted = command_word(arguments)
     for function in COMMANDS.values():
-        if function not in (sweep, train, sample, export, score):
+        if function not in (sweep, train, sample, export, score, evaluate):
             app.command()(catching(function))
             continue
         command: Callable[..., Any] = without_flags(function)
@@ -103,6 +104,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
             load_plugins(chosen.plugins)
             if function in (sample, export, score):
                 flags = task_flags(_task_of(arguments), many=function is not sample)
+            elif function is evaluate:
+                flags = task_flags(_task_of_run(arguments))
             else:
                 flags = sweep_flags(chosen) + (resource_flags() if function is sweep else [])
             command = with_flags(function, flags, arguments)
@@ -120,6 +123,21 @@ def _task_of(arguments: Sequence[str]) -> str:
     from zoology.tasks.base import tasks
 
     return next((word for word in arguments[1:] if word in tasks), "")
+
+
+def _task_of_run(arguments: Sequence[str]) -> str:
+    """The task of the run that a command is given, its plugins loaded; mqar where there is none, for the help."""
+    from zoology.record import SWEEP
+    from zoology.registry import load_plugin
+    from zoology.sweeps.evaluate import request_of
+
+    run = next((Path(word) for word in arguments[1:] if (Path(word) / SWEEP).exists()), None)
+    if run is None:
+        return "mqar"
+    request = request_of(run)
+    for plugin in request.plugins:
+        load_plugin(plugin.path, plugin.source)
+    return request.task
 
 
 def without_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,7 +270,7 @@ def show_run(run: Path) -> None:
     """What a finished run prints: the table, what went wrong, and where everything lies. Exit code 1 if all failed."""
     from zoology.analysis.frontier import points
     from zoology.analysis.plots import plot_frontier, points_table, save
-    from zoology.analysis.records import failures, load_runs
+    from zoology.analysis.records import failures, load_runs, notes
     from zoology.record import RESULTS
     from zoology.tables import results_table
 
@@ -265,6 +283,8 @@ def show_run(run: Path) -> None:
     found = points(rows)
     stdout.print(results_table(points_table(found), stdout.width))
     lost = failures(rows)
+    for note in notes(rows):
+        stdout.print(f"note: {note}", style="yellow", soft_wrap=True)
     for _, row in lost.iterrows():
         stdout.print(
             f"failed: {row['architecture']} {row['dials']} d_model={row['d_model']}: {row['error']}", style="red"
@@ -356,6 +376,6 @@ def version() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (sweep, train, plot, sample, export, score, tasks, mixers, audit, version)
+    for function in (sweep, train, plot, evaluate, sample, export, score, tasks, mixers, audit, version)
 }
 """In the order in which `--help` shows them."""

@@ -18,7 +18,7 @@ def plot(
         str,
         typer.Option(
             metavar="LIST",
-            help="frontier, slices, learning-rate, training, extrapolation, order, state; or all that the rows hold.",
+            help="One or several of frontier, slices, learning-rate, training, extrapolation, order, state; or all.",
         ),
     ] = "frontier",
     out: Annotated[

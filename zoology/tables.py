@@ -1,7 +1,7 @@
 """Tables for the terminal: what is registered, what the audit found, what a run reached. They draw; others compute."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -101,6 +101,27 @@ def scores_table(scores: "Sequence[Score]") -> Table:
     for part in scores:
         error = f"{100 * part.error:.2f}" if part.error == part.error else "one sequence has none"
         table.add_row(part.slice, str(part.sequences), str(part.answers), f"{100 * part.accuracy:.2f}", error)
+    return table
+
+
+def evaluation_table(rows: "Sequence[dict[str, Any]]") -> Table:
+    """Accuracy of each trial on each slice, in per cent: the mean over seeds at the learning rate that validation
+    prefers."""
+    frame = pd.DataFrame(rows)
+    frame["point"] = [
+        " ".join([row["architecture"], *(f"{k}={v}" for k, v in row["dials"].items()), f"d_model={row['d_model']}"])
+        for row in rows
+    ]
+    slices = list(dict.fromkeys(frame["slice"]))
+    table = plain("", "point", "lr", *slices)
+    table.title = None
+    for (_, point), trial in frame.groupby(["trial", "point"], sort=False):
+        by_rate = trial.groupby("learning_rate")["valid_accuracy"].mean()
+        if by_rate.isna().all():
+            table.add_row(point, "diverged", *[""] * len(slices))
+            continue
+        best = trial[trial["learning_rate"] == by_rate.idxmax()].groupby("slice")["accuracy"].mean()
+        table.add_row(point, f"{by_rate.idxmax():g}", *(f"{100 * best[name]:.2f}" for name in slices))
     return table
 
 

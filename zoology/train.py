@@ -30,6 +30,8 @@ from zoology.training.evaluate import Measured, evaluate_all
 from zoology.training.loop import Loop, Trained
 from zoology.training.stack import Stack
 
+WEIGHTS, CHECKPOINTS = "weights", "checkpoints"
+"""Folders of a run: the best weights of every replica, a file for each trial, and what a killed trial goes on from."""
 VERIFIED_SEQUENCES = 32
 """Sequences of each test slice on which a trained model must run from its state as it ran as a whole."""
 
@@ -195,7 +197,7 @@ class _Trial:
         begin = time.perf_counter()
         saved = None
         if self.keep is not None:
-            saved = self.keep / "checkpoints" / self.spec.id / f"{group[0]}-{group[-1]}.safetensors"
+            saved = self.keep / CHECKPOINTS / self.spec.id / f"{group[0]}-{group[-1]}.safetensors"
             if self._finished(saved, group):
                 return []
         try:
@@ -236,14 +238,16 @@ class _Trial:
         """The best weights of all replicas in one file, and no checkpoints any more."""
         if self.keep is None:
             return
-        words = {
-            "trial": self.spec.id,
-            "replicas": [self.done[index].model_dump(include={"learning_rate", "seed"}) for index in sorted(self.done)],
-        }
-        checkpoint.write(
-            self.keep / "weights" / f"{self.spec.id}.safetensors", _named(self.weights, sorted(self.weights)), words
-        )
-        shutil.rmtree(self.keep / "checkpoints" / self.spec.id, ignore_errors=True)
+        order = sorted(self.done)
+        replicas = [self.done[index].model_dump(include={"learning_rate", "seed", "status"}) for index in order]
+        for index, words in zip(order, replicas, strict=True):
+            valid = [score.accuracy for score in self.done[index].scores if score.split == "valid"]
+            words["valid_accuracy"] = None if None in valid else sum(valid) / len(valid)  # type: ignore[arg-type]
+        path = self.keep / WEIGHTS / f"{self.spec.id}.safetensors"
+        checkpoint.write(path, _named(self.weights, order), {"trial": self.spec.id, "replicas": replicas})
+        shutil.rmtree(self.keep / CHECKPOINTS / self.spec.id, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other trials have theirs there
+            (self.keep / CHECKPOINTS).rmdir()
 
     def _train(self, group: tuple[int, ...], saved: Path | None) -> tuple[Stack, Trained]:
         pairs = [self.spec.replicas[index] for index in group]

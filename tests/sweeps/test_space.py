@@ -144,6 +144,7 @@ CHANGES = [
     {"training": {"weight_decay": 0.0}},
     {"training": {"warmup": 0.2}},
     {"training": {"embedding_dropout": 0.1}},
+    {"training": {"precision": "fp32"}},
     {"training": {"init": "papers"}},
     {"training": {"validate_every": 10}},
     {"training": {"threshold": None}},
@@ -214,7 +215,7 @@ def test_slices_have_different_names_whatever_they_differ_in():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"architectures": ()}, "no architecture is chosen: --arch takes attention, based"),
+        ({"architectures": ()}, "no architecture is chosen: --arch takes attention, base-conv, based"),
         ({"architectures": ("bsed",)}, r"unknown architecture 'bsed': did you mean based\?"),
         ({"scale": "papr"}, r"unknown scale 'papr': did you mean paper\?"),
         ({"task": "mqr"}, r"unknown task 'mqr': did you mean mqar\?"),

@@ -112,6 +112,12 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
     return failed[columns].assign(error=error).reset_index(drop=True)
 
 
+def notes(rows: pd.DataFrame) -> list[str]:
+    """What did not go as usual in the trials, each thing once: rows of older versions have none."""
+    found = [note for listed in rows.get("notes", []) if isinstance(listed, list) for note in listed]
+    return list(dict.fromkeys(found))
+
+
 def results_file(path: Path) -> Path:
     """Where the rows of a run are, given its folder or that file itself.
 

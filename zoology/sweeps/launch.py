@@ -18,6 +18,7 @@ from zoology.sweeps.folder import RunFolder, run_name
 from zoology.sweeps.progress import SweepProgress, TrialProgress, busy
 from zoology.sweeps.space import Request, expand, flag
 from zoology.tasks.base import IGNORE
+from zoology.train import CHECKPOINTS
 
 
 class Place(Record):
@@ -92,7 +93,7 @@ def launch_trial(request: Request, place: Place, command: str, console: Console)
             from zoology.train import best_device, run_trial
 
             with TrialProgress(trials[0], console) as progress:
-                folder.append(run_trial(trials[0], best_device(), progress))
+                folder.append(run_trial(trials[0], best_device(), progress, folder.path))
         folder.finish()
         return folder.path
 
@@ -166,7 +167,7 @@ def _open(
                 folder.forget_failed()
             yield folder
     except BaseException:
-        if path in new and not (path / RESULTS).exists():
+        if path in new and not (path / RESULTS).exists() and not (path / CHECKPOINTS).exists():
             shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):  # another run has begun beside it
                 for folder_above in new[1:]:

@@ -1,8 +1,8 @@
 """What a person sees while a sweep runs: one live display on a terminal, plain lines anywhere else."""
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -153,17 +153,18 @@ class TrialProgress:
         self._bar.stop()
 
     def __call__(self, at: "Where") -> None:
-        """Show where the trial is; where there is no terminal, a line for each replica."""
+        """Show where the trial is; where there is no terminal, a line for each group of replicas."""
         learning_rate, seed = self._spec.replicas[at.replica]
-        text = f"lr {learning_rate:g}, seed {seed}"
+        text = f"lr {learning_rate:g}, seed {seed}" if at.together == 1 else f"{at.together} replicas as one"
         if not self._bar.console.is_terminal and at.replica != self._last:
-            self._bar.console.print(f"replica {at.replica + 1} of {at.replicas}: {text}")
+            which = f"replica {at.replica + 1}" if at.together == 1 else f"replicas {at.replica + 1} and on"
+            self._bar.console.print(f"{which} of {at.replicas}: {text}")
         self._last = at.replica
         accuracy = "" if at.accuracy is None else f"  {at.accuracy:.1%}"
         self._bar.update(
             self._task,
             description=text + accuracy,
-            completed=at.replica * at.steps + at.step,
+            completed=at.replica * at.steps + at.together * at.step,
             total=at.replicas * at.steps,
         )
 
@@ -200,6 +201,22 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def counted(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, moved by calls with (done, of)."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def busy(console: Console, what: str) -> AbstractContextManager[object]:

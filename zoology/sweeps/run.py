@@ -83,7 +83,7 @@ class TrialActor(tune.Trainable):
     """A worker that runs one trial after another: torch is imported and the data drawn once."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self.spec = config["spec"]
+        self.spec, self.keep = config["spec"], Path(config["keep"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
@@ -96,7 +96,11 @@ class TrialActor(tune.Trainable):
 
         resources = self.trial_resources.required_resources
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-        result = run_trial(TrialSpec.model_validate_json(self.spec), "cuda" if resources.get("GPU") else "cpu")
+        share = resources.get("GPU", 0)
+        if 0 < share < 1:  # a trial that wants more halves its group of replicas, and leaves its neighbours in peace
+            torch.cuda.set_per_process_memory_fraction(share)
+        spec = TrialSpec.model_validate_json(self.spec)
+        result = run_trial(spec, "cuda" if share else "cpu", keep=self.keep)
         return {"result": result.model_dump_json(exclude={"spec"}), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -183,7 +187,10 @@ def _tune(rest: Sequence[TrialSpec], driver: _Driver, resources: "Resources", sc
     trainable = tune.with_resources(TrialActor, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial})
     Tuner(
         trainable,
-        param_space={"spec": tune.grid_search([spec.model_dump_json() for spec in rest])},
+        param_space={
+            "spec": tune.grid_search([spec.model_dump_json() for spec in rest]),
+            "keep": str(driver.folder.path.resolve()),
+        },
         tune_config=TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=resources.max_concurrent,

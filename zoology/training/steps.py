@@ -84,7 +84,7 @@ class GraphSteps(Steps):
         super().__init__(stack, optimiser, dropout)
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        torch.compiler.reset()  # what was compiled for another trial is of no use here, and counts towards Dynamo's limit
+        torch.compiler.reset()  # what was compiled for another trial is of no use, and counts towards Dynamo's limit
         self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
         self._compiled_update = torch.compile(_flat_update, fullgraph=True, dynamic=False) if compiled else None
 
