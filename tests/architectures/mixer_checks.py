@@ -10,6 +10,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from zoology.architectures.base import ContextMixer, Mixer, build_mixer
 from zoology.architectures.state import leaves
+from zoology.training.adamw import AdamW
+from zoology.training.stack import Stack
 
 
 def shaken(mixer: nn.Module, seed: int = 0, size: float = 0.1) -> nn.Module:
@@ -19,6 +21,18 @@ def shaken(mixer: nn.Module, seed: int = 0, size: float = 0.1) -> nn.Module:
         for parameter in mixer.parameters():
             parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
     return mixer
+
+
+def optimised(model: nn.Module, learning_rate: float, weight_decay: float) -> dict[int, tuple[float, float]]:
+    """The peak learning rate and the weight decay that training gives each parameter, by its id."""
+    stack = Stack([model])
+    optimiser = AdamW(stack, [learning_rate], weight_decay, 1, 0.0)
+    parameters = dict(model.named_parameters())
+    peak = optimiser.peak()[0]
+    return {
+        id(parameters[e.name]): (round(peak[e.start].item(), 8), round(optimiser.decay[e.start].item(), 8))
+        for e in stack.entries
+    }
 
 
 def assert_follows(

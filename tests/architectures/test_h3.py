@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from mixer_checks import assert_continues, assert_follows, assert_stacks, shaken
-from zoology.optim import adamw
+from mixer_checks import assert_continues, assert_follows, assert_stacks, optimised, shaken
 
 from zoology.architectures.base import build_mixer, get_architecture
 from zoology.architectures.config import dials
@@ -88,7 +87,7 @@ def test_it_starts_as_published():
     assert torch.equal(diagonal.B, torch.tensor((1.0, 0.0)).expand(32, 4, 2))
     assert math.log(1e-3) <= diagonal.log_dt.min()
     assert diagonal.log_dt.max() <= math.log(0.1)
-    decays = {id(p): g["weight_decay"] for g in adamw(model, 1e-2, 0.1).param_groups for p in g["params"]}
+    decays = {key: decay for key, (_, decay) in optimised(model, 1e-2, 0.1).items()}
     published = (shift.B, diagonal.log_dt, diagonal.B, diagonal.inv_A_real, diagonal.A_imag)
     assert {decays[id(p)] for p in published} == {0.0}
     assert decays[id(shift.C)] == decays[id(diagonal.C)] == 0.1

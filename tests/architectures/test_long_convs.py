@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mixer_checks import assert_continues, assert_follows, assert_stacks, shaken
-from zoology.optim import adamw
+from mixer_checks import assert_continues, assert_follows, assert_stacks, optimised, shaken
 
 from zoology.architectures.audit import audit
 from zoology.architectures.base import build_mixer, get_architecture
@@ -154,7 +153,7 @@ def test_hyenas_filter_starts_and_learns_as_published():
     assert (network[1].freq == 10).all()
     assert network[1].freq is network[3].freq is network[5].freq
     assert not torch.equal(network[2].weight, network[4].weight)
-    groups = {id(p): (g["lr"], g["weight_decay"]) for g in adamw(model, 1e-2, 0.1).param_groups for p in g["params"]}
+    groups = optimised(model, 1e-2, 0.1)
     assert {groups[id(p)] for p in mixer.filter_fn.implicit_filter.parameters()} == {(1e-3, 0.0)}
     assert groups[id(mixer.filter_fn.pos_emb.z)] == (1e-5, 0.0)
     assert groups[id(mixer.filter_fn.bias)] == (1e-2, 0.0)

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mixer_checks import assert_continues, assert_follows, assert_stacks, shaken
-from zoology.optim import adamw
+from mixer_checks import assert_continues, assert_follows, assert_stacks, optimised, shaken
 
 from zoology.architectures.base import build_mixer, get_architecture
 from zoology.architectures.config import dials
@@ -75,7 +74,7 @@ def test_it_starts_as_published_with_its_own_learning_rates():
         assert kernel.log_dt.min() >= math.log(1e-3)
         assert kernel.log_dt.max() <= math.log(0.1)
         assert abs(kernel.C.std() - 0.5**0.5) < 0.05
-    groups = {id(p): (g["lr"], g["weight_decay"]) for g in adamw(model, 1e-2, 0.1).param_groups for p in g["params"]}
+    groups = optimised(model, 1e-2, 0.1)
     assert {groups[id(p)] for p in (kernel.log_dt, kernel.log_A_real, kernel.A_imag)} == {(3e-4, 0.0)}
     assert groups[id(kernel.C)] == (1e-2, 0.1)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from mixer_checks import shaken
 from torch import nn
 
 import zoology.architectures  # noqa: F401  registers the mixers
@@ -26,6 +27,13 @@ STACKS = {
     "long-conv": {"l_max": 9},
     "hyena": {"filter_order": 5, "l_max": 30},
     "base-conv": {"l_max": 30},
+    "retnet": {"num_heads": 2},
+    "gla": {"num_heads": 2},
+    "mamba2": {"d_state": 4, "headdim": 4},
+    "deltanet": {"num_heads": 2},
+    "gated-deltanet": {},
+    "rwkv4": {},
+    "rwkv7": {"head_size": 4},
     "short-conv+linear-attention+sliding-window": {"feature_map": "elu"},
     "attention+short-conv": {"rotary": True},
 }
@@ -131,7 +139,7 @@ def test_forward_and_prefill_and_steps_agree(name):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_what_comes_later_changes_nothing(name):
-    mixer = build_mixer(name, D).double()
+    mixer = shaken(build_mixer(name, D).double())
     x = torch.randn(1, 12, D, dtype=torch.float64, requires_grad=True)
     for t in (0, 5, 11):
         (seen,) = torch.autograd.grad(mixer(x)[0, t].sum(), x)
@@ -150,8 +158,11 @@ def test_the_dtype_held_is_that_of_the_weights_or_wider(name, dtype):
         z, last = mixer.step(y[:, 0], after)
     assert y.dtype == z.dtype == dtype
     wide = torch.promote_types(dtype, torch.float32)
-    for path, x in (*leaves(state), *leaves(after), *leaves(last)):
-        assert x.dtype == (wide if path[0] in ("kv", "normaliser", "ssm") else dtype)
+    for same in zip(leaves(state), leaves(after), leaves(last), strict=True):
+        (path, found) = same[0][0], {x.dtype for _, x in same}
+        assert len(found) == 1, path
+        as_read = any(part in ("keys", "values", "shift") or part.startswith("conv") for part in path)
+        assert found == {dtype if as_read else wide}, path
 
 
 def test_what_cannot_be_measured_is_refused():
