@@ -130,7 +130,8 @@ class SequenceOrder(Task):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" has segments of 20 and 50 tokens in texts of 250 to 2500, as the paper in words.
 
-        The paper asks pretrained models and trains none: the training slices are ours.
+        The paper asks pretrained models about books and trains none: the lengths in tokens, and the training slices,
+        are ours.
         """
         small = [cls(vocab_size=20, length=length, segment=1) for length in (4, 8)]
         paper = {
