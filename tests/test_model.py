@@ -12,7 +12,7 @@ from zoology.architectures.base import Mixer, mixers, register_mixer
 from zoology.architectures.state import by_component, total
 from zoology.model import LanguageModel
 
-VOCAB, WIDTH, TIME = 24, 16, 21
+VOCAB, WIDTH, TIME, CONTEXT = 24, 16, 21, 8
 
 STACKS = {
     **{name: [("short-conv", {}), (name, {})] for name in mixers if mixers.get(name).__module__.startswith("zoology.")},
@@ -50,31 +50,36 @@ def draw_tokens(batch: int = 3, time: int = TIME, seed: int = 0) -> torch.Tensor
 @every_stack
 def test_forward_prefill_and_steps_agree(layers):
     model, tokens = exact(layers), draw_tokens()
-    whole = model(tokens)
+    whole = model(tokens, context_length=CONTEXT)
+    logits, state = model.read_context(tokens[:, :CONTEXT])
+    assert torch.allclose(logits, whole[:, :CONTEXT], rtol=1e-9, atol=1e-9)
+    starts = [(CONTEXT, state)]
+    if not model.reads_context:
+        starts.append((0, model.init_state(len(tokens))))
+    for start, first in starts:
+        steps, state = [], first
+        for t in range(start, TIME):
+            logits, state = model.step(tokens[:, t], state)
+            steps.append(logits)
+        assert torch.allclose(torch.stack(steps, dim=1), whole[:, start:], rtol=1e-9, atol=1e-9)
 
-    steps, state = [], model.init_state(len(tokens))
-    for t in range(TIME):
-        logits, state = model.step(tokens[:, t], state)
-        steps.append(logits)
-    assert torch.allclose(torch.stack(steps, dim=1), whole, rtol=1e-9, atol=1e-9)
-
-    pieces, state = [], model.init_state(len(tokens))
-    for piece in tokens.split([7, 1, 13], dim=1):
-        logits, state = model.prefill(piece, state)
-        pieces.append(logits)
-    assert torch.allclose(torch.cat(pieces, dim=1), whole, rtol=1e-9, atol=1e-9)
+        pieces, state = [], first
+        for piece in tokens[:, start:].split([7, 1, TIME - 8 - start], dim=1):
+            logits, state = model.prefill(piece, state)
+            pieces.append(logits)
+        assert torch.allclose(torch.cat(pieces, dim=1), whole[:, start:], rtol=1e-9, atol=1e-9)
 
 
 @every_stack
 def test_no_logit_depends_on_later_tokens_or_other_rows(layers):
     model, tokens = exact(layers), draw_tokens()
-    before = model(tokens)
-    for cut in (1, 8, TIME - 1):
+    before = model(tokens, context_length=CONTEXT)
+    for cut in (CONTEXT, TIME - 1) if model.reads_context else (1, CONTEXT, TIME - 1):
         others = torch.cat([tokens[:, :cut], (tokens[:, cut:] + 1) % VOCAB], dim=1)
-        after = model(others)
+        after = model(others, context_length=CONTEXT)
         assert torch.allclose(after[:, :cut], before[:, :cut], rtol=1e-10, atol=1e-10)
         assert not torch.allclose(after[:, cut], before[:, cut], rtol=1e-3)
-    alone = torch.cat([model(row.unsqueeze(0)) for row in tokens])
+    alone = torch.cat([model(row.unsqueeze(0), context_length=CONTEXT) for row in tokens])
     assert torch.allclose(alone, before, rtol=1e-10, atol=1e-10)
 
 
@@ -82,11 +87,26 @@ def test_no_logit_depends_on_later_tokens_or_other_rows(layers):
 def test_logits_at_positions_are_those_of_the_whole(layers):
     model, tokens = exact(layers), draw_tokens()
     positions = torch.tensor([[0, 20, 3], [5, 5, 5], [19, 1, 0]])
-    some, whole = model(tokens, positions), model(tokens)
+    some, whole = model(tokens, positions, CONTEXT), model(tokens, context_length=CONTEXT)
     assert some.shape == (3, 3, VOCAB)
     for row in range(3):
         for label, time in enumerate(positions[row].tolist()):
             assert torch.allclose(some[row, label], whole[row, time], rtol=1e-12, atol=1e-12)
+
+
+def test_a_context_that_is_read_whole_must_be_given():
+    model, tokens = exact(STACKS["prefix-linear-attention"]), draw_tokens()
+    assert model.reads_context
+    for missing in (None, 0):
+        with pytest.raises(ValueError, match=f"context_length = {missing}"):
+            model(tokens, context_length=missing)
+    others = tokens.clone()
+    others[:, CONTEXT - 1] = (others[:, CONTEXT - 1] + 1) % VOCAB
+    before, after = (model(t, context_length=CONTEXT) for t in (tokens, others))
+    assert (after != before).any(-1).all()  # its last token is seen from the first on
+    causal = exact(STACKS["linear-attention"])
+    assert not causal.reads_context
+    assert torch.equal(causal(tokens), causal(tokens, context_length=3))
 
 
 def test_the_model_is_pre_norm_residual_with_a_final_norm():
@@ -117,7 +137,7 @@ def test_the_head_is_the_embedding():
 @every_stack
 def test_every_parameter_gets_a_finite_gradient(layers):
     model = build(layers, init="fan-in")
-    model(draw_tokens()).square().mean().backward()
+    model(draw_tokens(), context_length=CONTEXT).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name

@@ -14,8 +14,9 @@ from trials import TINY, mqar_slice, numbers, stopped, trial
 import zoology.train
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.data import load_data
-from zoology.record import ReplicaResult, TrialResult, rows_expected
-from zoology.tasks.base import IGNORE
+from zoology.record import ReplicaResult, Slice, TrialResult, rows_expected
+from zoology.registry import InputError
+from zoology.tasks.base import IGNORE, build_task
 from zoology.train import Progress, build_model, evaluate_all, fit, labelled_loss, run_trial, seeded
 
 CPU = torch.device("cpu")
@@ -306,3 +307,20 @@ def test_the_hints_of_a_parameter_reach_its_optimiser(own_registries, seen):
     (model,), (first,) = seen.models, seen.first
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, first[key])}
     assert changed == set(first) - {"blocks.0.mixer.still"}
+
+
+def test_a_context_that_is_read_whole_is_trained_and_verified():
+    (replica,) = fit(trial("jrt-rnn")).replicas
+    assert replica.status == "ok"
+    sizes = {score.state_elements for score in replica.scores}
+    (based,) = fit(trial("based")).replicas
+    assert sizes == {score.state_elements for score in based.scores}  # the encoder leaves nothing but the sums
+
+
+def test_what_is_asked_inside_the_context_is_refused_where_that_is_read_whole():
+    task = build_task("in-context-recall", {"vocab_size": 16, "seq_len": 32})
+    part = Slice(name=task.slice_name, params=task.model_dump(mode="json"), examples=64)
+    parts = {"task": "in-context-recall", "train": (part,), "valid": (part,), "test": (part,)}
+    with pytest.raises(InputError, match=r"in-context-recall .* asks at token \d+, inside its context of \d+ tokens"):
+        fit(trial("jrt-rnn", **parts))
+    assert fit(trial("based", **parts)).replicas[0].status == "ok"

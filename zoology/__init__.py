@@ -17,6 +17,7 @@ _HOMES = {
     "Task": "zoology.tasks.base",
     "register_task": "zoology.tasks.base",
     "Architecture": "zoology.architectures.base",
+    "ContextMixer": "zoology.architectures.base",
     "Layer": "zoology.architectures.base",
     "Mixer": "zoology.architectures.base",
     "MixerConfig": "zoology.architectures.config",
@@ -30,6 +31,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 if TYPE_CHECKING:
     from zoology.architectures.base import (
         Architecture,
+        ContextMixer,
         Layer,
         Mixer,
         register_architecture,

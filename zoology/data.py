@@ -129,6 +129,21 @@ def _check(name: str, task: Task, batch: Batch, labelled: NDArray[np.bool_]) -> 
         )
 
 
+def refuse_labels_in_contexts(data: TrialData) -> None:
+    """For a model that reads its context whole: what is asked inside the context, it would see the answer to.
+
+    Raises:
+        InputError: a label stands before the context's last token.
+    """
+    for part in (part for split in data for part in split):
+        first, context = int(part.positions[part.targets != IGNORE].min()), part.task.context_length
+        if first < context - 1:
+            raise InputError(
+                f"{part.task.name} {part.name} asks at token {first + 1}, inside its context of {context} tokens: a "
+                "model that reads the context whole would see the answer; choose another task or architecture"
+            )
+
+
 def batches(parts: tuple[SliceData, ...], batch_size: int, generator: torch.Generator) -> Iterator[SliceData]:
     """One epoch: every slice shuffled and cut into batches, and the batches of all slices shuffled together.
 

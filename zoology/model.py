@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoology.architectures.base import build_mixer
+from zoology.architectures.base import ContextMixer, build_mixer
 from zoology.architectures.state import Part, measure
 
 PAPERS_STD = 0.02
@@ -28,8 +28,16 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.mixer = mixer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context_length: int | None = None) -> Tensor:
+        if isinstance(self.mixer, ContextMixer):
+            return x + self.mixer(self.norm(x), context_length)
         return x + self.mixer(self.norm(x))
+
+    def read_context(self, x: Tensor) -> tuple[Tensor, Any]:
+        if isinstance(self.mixer, ContextMixer):
+            y, state = self.mixer.read_context(self.norm(x))
+            return x + y, state
+        return self.prefill(x, self.mixer.init_state(len(x)))  # type: ignore[operator]
 
     def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         y, state = self.mixer.prefill(self.norm(x), state)  # type: ignore[operator]
@@ -72,26 +80,41 @@ class LanguageModel(nn.Module):
             raise ValueError(f"init {init!r}: must be fan-in or papers")
         self.apply(lambda module: init_weights(module, len(self.blocks), init))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens (batch, time) -> the residual stream after the last layer, (batch, time, d_model)."""
+    @property
+    def reads_context(self) -> bool:
+        """Whether a mixer of this model reads the context whole (`ContextMixer`): outputs inside it are not causal."""
+        return any(isinstance(block.mixer, ContextMixer) for block in self.blocks)
+
+    def hidden(self, tokens: Tensor, context_length: int | None = None) -> Tensor:
+        """tokens (batch, time) -> the residual stream after the last layer, (batch, time, d_model).
+
+        Raises:
+            ValueError: a mixer reads the context whole, and `context_length` is None or below 1.
+        """
+        if self.reads_context and (context_length is None or context_length < 1):
+            raise ValueError(f"context_length = {context_length}: this model reads its context whole: at least 1")
         x = self.dropout(self.embedding(tokens))
         for block in self.blocks:
-            x = block(x)
+            x = block(x, context_length)
         return x
 
     def head(self, hidden: Tensor) -> Tensor:
         """The final norm and the tied head: hidden (..., d_model) -> logits (..., vocab_size)."""
         return F.linear(self.norm(hidden), self.embedding.weight)
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, context_length: int | None = None) -> Tensor:
         """tokens (batch, time) -> logits (batch, time, vocab_size).
 
         Args:
             tokens: token ids.
             positions: (batch, labels) times. Logits are made for these only, as (batch, labels, vocab_size): the head
                 is most of the work, and few positions carry a label.
+            context_length: tokens of the context, at least 1. Only mixers that read it whole look at this, and need it.
+
+        Raises:
+            ValueError: as `hidden`.
         """
-        hidden = self.hidden(tokens)
+        hidden = self.hidden(tokens, context_length)
         if positions is not None:
             hidden = hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         return self.head(hidden)
@@ -99,6 +122,17 @@ class LanguageModel(nn.Module):
     def init_state(self, batch_size: int) -> list[Any]:
         """The state of every layer before the first token."""
         return [block.mixer.init_state(batch_size) for block in self.blocks]  # type: ignore[union-attr, operator]
+
+    def read_context(self, tokens: Tensor) -> tuple[Tensor, list[Any]]:
+        """A whole context, tokens (batch, time) -> logits (batch, time, vocab_size), the state after it.
+
+        The same as `prefill` from `init_state`, but for mixers that read the context whole.
+        """
+        x, state = self.dropout(self.embedding(tokens)), []
+        for block in self.blocks:
+            x, new = block.read_context(x)  # type: ignore[operator]
+            state.append(new)
+        return self.head(x), state
 
     def prefill(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """tokens (batch, time), state -> logits (batch, time, vocab_size), state."""
@@ -123,7 +157,7 @@ class LanguageModel(nn.Module):
         Args:
             context: tokens (1, context_length).
         """
-        _, state = self.prefill(context, self.init_state(1))
+        _, state = self.read_context(context)
         return measure(state)
 
 

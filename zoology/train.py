@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoology.architectures.audit import verify_trained
 from zoology.architectures.state import by_component, total
-from zoology.data import SliceData, TrialData, batches, load_data, steps_per_epoch
+from zoology.data import SliceData, TrialData, batches, load_data, refuse_labels_in_contexts, steps_per_epoch
 from zoology.model import LanguageModel
 from zoology.optim import adamw, learning_rate_at
 from zoology.record import ReplicaResult, Score, Training, TrialResult, TrialSpec
@@ -69,7 +69,10 @@ def fit(
     device = torch.device(device)
     data = TrialData(*(tuple(part.to(device) for part in split) for split in load_data(spec)))
     with seeded(0, device):
-        parameters = sum(p.numel() for p in build_model(spec, data.vocab_size).parameters())
+        model = build_model(spec, data.vocab_size)
+    parameters = sum(p.numel() for p in model.parameters())
+    if model.reads_context:
+        refuse_labels_in_contexts(data)
     replicas = []
     for index, (learning_rate, seed) in enumerate(spec.replicas):
 
@@ -252,7 +255,8 @@ def _train(
 
 def labelled_loss(model: nn.Module, batch: SliceData) -> Tensor:
     """Mean cross-entropy over the labelled positions of a batch; 0 where it has none."""
-    logits, targets = model(batch.tokens, batch.positions).flatten(0, 1), batch.targets.flatten()
+    logits = model(batch.tokens, batch.positions, batch.task.context_length).flatten(0, 1)
+    targets = batch.targets.flatten()
     summed = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     return summed / (targets != IGNORE).sum().clamp_min(1)
 
@@ -273,7 +277,7 @@ def _evaluate(model: nn.Module, part: SliceData) -> Tensor:
     for start in range(0, len(part.tokens), size):
         rows = slice(start, start + size)
         targets = part.targets[rows].flatten()
-        logits = model(part.tokens[rows], part.positions[rows]).flatten(0, 1)
+        logits = model(part.tokens[rows], part.positions[rows], part.task.context_length).flatten(0, 1)
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         right = (logits.argmax(-1) == targets).sum()
         sums += torch.stack([right.double(), loss.double(), (targets != IGNORE).sum().double()])

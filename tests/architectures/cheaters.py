@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoology import InputError, Mixer, register_mixer
+from zoology import ContextMixer, InputError, Mixer, register_mixer
 
 CHEATERS: dict[str, str] = {}
 """Each cheater's name, and a regular expression that one of its findings must match."""
@@ -188,6 +188,93 @@ class WriteXInStep(Honest):
         y, state = super().step(x, state)
         x.mul_(2)
         return y, state
+
+
+# --- it reads the context whole, and more than that ---------------------------------------------------------------
+
+
+class Reads(ContextMixer):
+    """h starts from the mean of W_e x over the context, and goes on as Honest's: what such cheaters start from."""
+
+    def __init__(self, d_model, config):
+        super().__init__()
+        self.encoder, self.w, self.v = (nn.Linear(d_model, d_model) for _ in range(3))
+
+    def init_state(self, batch_size):
+        return {"h": self.zeros(batch_size, self.w.out_features)}
+
+    def read_context(self, x):
+        return self.prefill(x, {"h": self.encoder(x).mean(1)})
+
+    def step(self, x, state):
+        h = 0.9 * state["h"] + self.w(x)
+        return self.v(h), {"h": h}
+
+
+@cheater("cheat-beyond-the-context", FUTURE)
+class BeyondTheContext(Reads):
+    """Off by one: the encoder reads the first token after the context too."""
+
+    def forward(self, x, context_length):
+        return self.prefill(x, {"h": self.encoder(x[:, : context_length + 1]).mean(1)})[0]
+
+
+@cheater("cheat-all-is-context", FUTURE)
+class AllIsContext(Reads):
+    def forward(self, x, context_length):
+        return self.read_context(x)[0]
+
+
+@cheater("cheat-long-context", FUTURE)
+class LongContext(Reads):
+    """Looks beyond long contexts only."""
+
+    def forward(self, x, context_length):
+        y = super().forward(x, context_length)
+        return y + following(x) if context_length > 64 else y
+
+
+@cheater("cheat-late-in-the-question", FUTURE)
+class LateInTheQuestion(Reads):
+    """Honest about the context; each later token sees the next."""
+
+    def forward(self, x, context_length):
+        y = super().forward(x, context_length)
+        return y + following(x) * (torch.arange(x.shape[1])[:, None] > context_length)
+
+
+@cheater("cheat-context-kept", OUTSIDE)
+class ContextKept(Reads):
+    """Keeps the mean of the context's outputs beside the state, and adds it from then on."""
+
+    kept: Any = None
+
+    def read_context(self, x):
+        self.kept = None
+        y, state = super().read_context(x)
+        self.kept = y.mean(1)
+        return y, state
+
+    def step(self, x, state):
+        y, state = super().step(x, state)
+        return (y if self.kept is None or len(self.kept) != len(x) else y + self.kept), state
+
+
+@cheater("cheat-other-encoder", STEP)
+class OtherEncoder(Reads):
+    """Trains with an encoder, and runs without."""
+
+    def read_context(self, x):
+        return self.prefill(x, self.init_state(len(x)))
+
+    def forward(self, x, context_length):
+        return self.prefill(x, {"h": self.encoder(x[:, :context_length]).mean(1)})[0]
+
+
+@cheater("cheat-context-rows", "rows of a batch")
+class ContextRows(Reads):
+    def read_context(self, x):
+        return self.prefill(x, {"h": self.encoder(x).mean((0, 1)).expand(len(x), -1)})
 
 
 # --- its ways to run are different functions ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoology import Mixer, MixerConfig, dial, register_mixer
+from zoology import ContextMixer, Mixer, MixerConfig, dial, register_mixer
 
 GROWTH: dict[str, str] = {}
 """Each mixer's name, and how its state grows."""
@@ -324,3 +324,37 @@ class Delta(Mixer):
         error = v - torch.einsum("bkv,bk->bv", memory, k)
         memory = memory + torch.sigmoid(self.beta(x))[..., None] * k[..., None] * error[:, None]
         return torch.einsum("bkv,bk->bv", memory, q), {"memory": memory}
+
+
+@odd("odd-encoder")
+class Encoder(ContextMixer):
+    """A GRU reads the context backwards, and another goes on forwards from where that ends."""
+
+    def __init__(self, d_model, config):
+        super().__init__()
+        self.back, self.on = (nn.GRU(d_model, d_model, batch_first=True) for _ in range(2))
+
+    def init_state(self, batch_size):
+        return self.zeros(batch_size, self.on.hidden_size)
+
+    def read_context(self, x):
+        y, state = self.back(x.flip(1))
+        z, state = self.on(x, state)
+        return y.flip(1) + z, state[0]
+
+    def prefill(self, x, state):
+        y, state = self.on(x, state[None].contiguous())
+        return y, state[0]
+
+    def step(self, x, state):
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
+
+
+@odd("odd-prefix-attention", GROWS)
+class PrefixAttention(Attend, ContextMixer):
+    """Attention without a mask inside the context, causal after it; keeps keys and values."""
+
+    def read_context(self, x):
+        q, k, v = self.project(x, 0)
+        return (q @ k.mT / self.d**0.5).softmax(-1) @ v, Cache(k, v)

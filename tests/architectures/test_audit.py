@@ -75,10 +75,10 @@ def test_cheaters_are_refused_for_the_right_reason(name, process):
 
 def test_cheaters_start_from_an_honest_mixer(process):
     """Else a cheater could be refused for what it inherits."""
-    honest = sys.modules[ADDED["cheat-zero-gate"].__module__].Honest
-    mixers._entries["honest"] = honest
-    verdict = audit("honest", fresh_process=False)
-    assert verdict.findings == ()
+    module = sys.modules[ADDED["cheat-zero-gate"].__module__]
+    for honest in (module.Honest, module.Reads):
+        mixers._entries["honest"] = honest
+        assert audit("honest", fresh_process=False).findings == ()
 
 
 def test_a_finding_says_where_and_by_how_much(process):

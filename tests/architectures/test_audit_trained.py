@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import zoology.architectures  # noqa: F401 registers the mixers that come with the package
-from zoology import Mixer, register_mixer
+from zoology import ContextMixer, Mixer, register_mixer
 from zoology.architectures.audit import audit, verify_trained
 from zoology.architectures.base import mixers
 from zoology.model import LanguageModel
@@ -41,7 +41,9 @@ def trained(make, size: float) -> nn.Module:
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 4.0])
-@pytest.mark.parametrize("name", ["attention", "linear-attention", "sliding-window", "short-conv"])
+@pytest.mark.parametrize(
+    "name", ["attention", "linear-attention", "prefix-linear-attention", "sliding-window", "short-conv"]
+)
 def test_honest_models_agree_with_themselves(name, size):
     make = factory("short-conv", name)
     model = trained(make, size)
@@ -174,8 +176,8 @@ class LeakyModel(LanguageModel):
             return logits - logits.mean(0)
         return logits + nn.functional.one_hot(tokens.roll(-1, 1), VOCAB)
 
-    def forward(self, tokens, rows=None):
-        return self.bend(super().forward(tokens, rows), tokens)
+    def forward(self, tokens, *args, **kwargs):
+        return self.bend(super().forward(tokens, *args, **kwargs), tokens)
 
     def prefill(self, tokens, state):
         logits, state = super().prefill(tokens, state)
@@ -190,6 +192,38 @@ def test_a_model_whose_ways_to_run_agree_and_leak_is_found(how, finding):
         return model
 
     assert finding in verify_trained(make, trained(make, 1.0), tokens(), TIME)
+
+
+class LooksBeyondItsContext(ContextMixer):
+    """Honest but on the length that is scored: there its encoder reads all."""
+
+    def __init__(self, d_model, config):
+        super().__init__()
+        self.w = nn.Linear(d_model, d_model)
+
+    def init_state(self, batch_size):
+        return {"h": self.zeros(batch_size, self.w.in_features)}
+
+    def read_context(self, x):
+        return self.prefill(x, {"h": x.mean(1)})
+
+    def step(self, x, state):
+        h = 0.9 * state["h"] + x
+        return self.w(h), {"h": h}
+
+    def forward(self, x, context_length):
+        return self.prefill(x, {"h": x[:, : TIME if x.shape[1] == TIME else context_length].mean(1)})[0]
+
+
+def test_who_reads_the_context_whole_must_not_read_more():
+    register_mixer("looks-beyond")(LooksBeyondItsContext)
+    assert audit("looks-beyond", d_model=D_MODEL, fresh_process=False).findings == ()
+    make = factory("looks-beyond")
+    found = verify_trained(make, trained(make, 1.0), tokens(), CONTEXT)
+    assert found is not None
+    assert found.startswith("forward gives other logits")
+    assert verify_trained(make, trained(make, 1.0), tokens()[:, :-1], CONTEXT) is None
+    assert verify_trained(make, trained(make, 1.0), tokens()[:, :-1], TIME - 1) is None
 
 
 def test_scored_positions_count_for_themselves():

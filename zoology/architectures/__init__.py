@@ -4,9 +4,20 @@ from zoology.architectures import (
     attention,
     base,
     based,
+    jrt_rnn,
     linear_attention,
+    prefix_linear_attention,
     short_conv,
     sliding_window,
 )
 
-__all__ = ["attention", "base", "based", "linear_attention", "short_conv", "sliding_window"]
+__all__ = [
+    "attention",
+    "base",
+    "based",
+    "jrt_rnn",
+    "linear_attention",
+    "prefix_linear_attention",
+    "short_conv",
+    "sliding_window",
+]

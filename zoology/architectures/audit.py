@@ -3,7 +3,9 @@
 Every registered mixer passes it before anything is trained. It refuses a mixer that sees a later token, whose step or
 prefill is another function than its forward, that keeps more than its state shows (in an attribute, a buffer, a global,
 a closure, the shape or keys of the state, in anything that outlives a call), that mixes the rows of a batch, that
-writes into what it is given, or whose gradients or outputs are not finite. Each finding is one line.
+writes into what it is given, or whose gradients or outputs are not finite. Each finding is one line. Outputs of a mixer
+that reads its context whole (`ContextMixer`) may depend, inside the context, on all of it, and on nothing after it; it
+is cut into pieces from the context's end on.
 
 Inputs are Gaussian, repeated (as tokens repeat in recall tasks) and large; weights are the initial ones, and the same
 with noise on every parameter, so that a zero-initialised gate hides nothing; float64 is used where a mixer can, so that
@@ -17,38 +19,29 @@ recognises the audit and behaves; that never returns.
 """
 
 import contextlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoology.architectures import audit_checks as checks
 from zoology.architectures.audit_bench import Bench, Finding, benches, blame, make_inputs
-from zoology.architectures.audit_process import FreshProcess, pack
+from zoology.architectures.audit_process import FreshProcess, PluginFile, importable
 from zoology.architectures.audit_trained import verify_trained
-from zoology.architectures.base import mixers
-from zoology.registry import InputError, read_plugin
+from zoology.architectures.base import ContextMixer, mixers
+from zoology.registry import InputError
 
 __all__ = ["FreshProcess", "Verdict", "audit", "audit_many", "verify_trained"]
 
 LENGTHS = (1, 2, 7, 33, 64)
+CONTEXTS = (1, 5, 20)
+"""Tokens of a context that is read whole: each check of such a mixer is made with each of them."""
 GROWTH = (1, 2, 4, 8, 16, 32, 64, 128, 257, 385)
-
-
-class PluginFile(Protocol):
-    """A plugin that a fresh process must load: `record.Plugin` is one."""
-
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def source(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -217,15 +210,10 @@ class _Run:
             self.parameters = sum(p.numel() for p in plain.module.parameters())
             for bench in (plain, last):
                 self.attempt(checks.check_interface, bench, self.lengths)
-            if not self.findings:
-                self.attempt(checks.check_structure, plain)
-            if not self.findings:
-                for bench in {id(b): b for b in (self.benches[-1], self.benches[len(self.benches) // 2 - 1])}.values():
-                    self.attempt(checks.check_repeats, bench)
-                    if not self.findings:
-                        self.attempt(checks.check_rows, bench, [n for n in self.lengths if n <= 33] or [longest])
-            if not self.findings:
-                self.behaviour()
+            for tokens in self.contexts(longest):
+                self.context = tokens
+                if not self.findings:
+                    self.checks(plain, longest)
             growth = self.attempt(checks.measure_growth, plain, GROWTH)
             if growth is not None:
                 self.growth, self.table = growth
@@ -234,25 +222,57 @@ class _Run:
                         self.notes.append(f"its {part} state grows with the context: call what grows keys or values")
         self.seconds = time.perf_counter() - started
 
+    def contexts(self, longest: int) -> tuple[int, ...]:
+        """The contexts to try: of no token for a mixer that does not read it whole."""
+        reads = issubclass(mixers.get(self.name), ContextMixer)
+        return tuple(n for n in CONTEXTS if n < longest) if reads else (0,)
+
+    @property
+    def context(self) -> int:
+        """Tokens that are read whole at present, on every bench."""
+        return self.benches[0].context
+
+    @context.setter
+    def context(self, tokens: int) -> None:
+        for bench in self.benches:
+            bench.context = tokens
+
+    def checks(self, plain: Bench, longest: int) -> None:
+        """All that is asked after the interface, with one length of the context."""
+        self.attempt(checks.check_structure, plain)
+        if not self.findings:
+            for bench in {id(b): b for b in (self.benches[-1], self.benches[len(self.benches) // 2 - 1])}.values():
+                self.attempt(checks.check_repeats, bench)
+                if not self.findings:
+                    self.attempt(checks.check_rows, bench, [n for n in self.after if n <= 33] or [longest])
+        if not self.findings:
+            self.behaviour()
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """The lengths that have something after the context."""
+        return tuple(sorted({self.context + 1, *(n for n in self.lengths if n > self.context)}))
+
     def behaviour(self) -> None:
         """Causality, the agreement of the three ways to run, and gradients."""
-        longest = max(*self.lengths, 8)
+        longest, lengths = max(*self.lengths, 8), self.after
         half = len(self.benches) // 2  # (initial, noisy) in the first dtype, and again in float32 where that is another
         main = self.benches[half - 1] if half > 1 else self.benches[-1]
         plain = self.benches[-2]
-        few = sorted({*range(1, min(longest, 34)), *self.lengths, *range(36, longest, 7)})
+        few = sorted({*range(max(1, self.context), min(longest, 34)), *lengths, *range(36, longest, 7)})
         for bench in self.benches:
             full = bench is main
-            for length in self.lengths:
+            for length in lengths:
                 if length > 1 and (full or length in (7, longest)):
                     self.attempt(checks.check_causality, bench, length, full and length <= 33)
-            self.attempt(checks.check_lengths, bench, few if full else self.lengths)
-            for length in self.lengths:
+            self.attempt(checks.check_lengths, bench, few if full else lengths)
+            for length in lengths:
                 if full or length in (1, 2, 33):
-                    self.attempt(checks.check_relay, bench, bench.x[:, :length], checks.splits(length))
+                    ways = checks.splits(length - self.context)
+                    self.attempt(checks.check_relay, bench, bench.x[:, :length], ways)
             if self.findings:
                 return
-        self.attempt(checks.check_path, main, [n for n in self.lengths if n <= 33])
+        self.attempt(checks.check_path, main, [n for n in lengths if n <= 33])
         self.attempt(self.long, main, max(4 * longest + 1, 65))
         unreached: set[str] | None = None
         some = [n for n in self.lengths if n in (1, 33)] or [longest]
@@ -271,27 +291,31 @@ class _Run:
         except Finding:  # under noisy weights a recurrence may grow without bound; that is no fault
             self.notes.append(f"not run at {length} tokens with noisy weights: its outputs overflow there")
             return
-        kept, bench.x = bench.x, x
+        kept = bench.x, bench.context
+        bench.x, bench.context = x, 4 * bench.context
+        rest = length - bench.context
         try:
             checks.check_causality(bench, length, False, range(31, length, 37))
             checks.check_lengths(bench, (length // 2,))
-            checks.check_relay(bench, x[:1], [[length // 2, length - length // 2 - 17] + [0] * 17])
+            checks.check_relay(bench, x[:1], [[rest // 2, rest - rest // 2 - 17] + [0] * 17])
         finally:
-            bench.x = kept
+            bench.x, bench.context = kept
 
     def submit(self, context: FreshProcess | None, plugins: Sequence[PluginFile]) -> None:
         """Read half of the sequences here, and have the process continue them."""
         if self.findings or context is None:
             return
-        where = _importable(self.name, plugins)
+        where = importable(self.name, plugins)
         if where is None:
             self.notes.append("not continued in a fresh process: its class was not defined in a file to import")
             return
         cases: list[dict[str, Any]] = []
         expected: list[tuple[Bench, Tensor, str]] = []
         with _quietly():
-            for bench in self.benches:
-                self.attempt(_make_cases, bench, cases, expected)
+            for tokens in self.contexts(max(*self.lengths, 8)):
+                self.context = tokens
+                for bench in self.benches:
+                    self.attempt(checks.make_cases, bench, cases, expected)
         if not self.findings:
             job = {
                 "name": self.name,
@@ -332,60 +356,3 @@ class _Run:
             parameters=self.parameters,
             seconds=self.seconds,
         )
-
-
-def _make_cases(bench: Bench, cases: list[dict[str, Any]], expected: list[tuple[Bench, Tensor, str]]) -> None:
-    """States to continue elsewhere, with what comes of it here: after a prefill, after steps, and from the start.
-
-    The beginning of a sequence that is continued there is never read there: who keeps what it has read under the
-    state's own bytes would find it.
-    """
-    x = bench.x
-    length = x.shape[1]
-    head = length // 2
-    states: list[tuple[str, Tensor, Tensor, Any, list[int]]] = []
-    if head:
-        want, rest = bench.forward(x)[:, head:], x[:, head:]
-        _, state = bench.prefill(x[:, :head], bench.init_state(len(x)))
-        states.append(("continued after prefill", rest, want, state, [0] * (length - head)))
-        state = bench.init_state(len(x))
-        for t in range(head):
-            _, state = bench.step(x[:, t], state)
-        pieces = [1, length - head - 1] if length > head + 1 else [1]
-        states.append(("continued after steps", rest, want, state, pieces))
-    other = make_inputs(*x.shape, bench.generator).to(x.dtype)
-    states.append(("run", other, bench.forward(other), bench.init_state(len(x)), [length - head, *[0] * head]))
-    for what, inputs, want, state, pieces in states:
-        parts: list[Tensor] = []
-        structure = pack(state, parts)
-        cases.append(
-            {
-                "weights": bench.weights,
-                "x": inputs.clone(),
-                "structure": structure,
-                "parts": parts,
-                "pieces": pieces,
-            }
-        )
-        expected.append((bench, want, what))
-
-
-def _importable(name: str, plugins: Sequence[PluginFile]) -> tuple[list[tuple[str, str]], list[str]] | None:
-    """(plugin files, modules) that a fresh process must load to know a mixer, or None where that cannot be."""
-    cls = mixers.get(name)
-    module = sys.modules.get(cls.__module__)
-    files = [(str(p.path), p.source) for p in plugins]
-    if cls.__module__.startswith("zoology_plugin_"):
-        file = str(getattr(module, "__file__", ""))
-        if file not in [str(Path(path).expanduser().absolute()) for path, _ in files]:
-            if not Path(file).is_file():
-                return None
-            files.append((file, read_plugin(file)))
-        return files, []
-    if module is None or cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
-        return None
-    try:
-        found = importlib.util.find_spec(cls.__module__)
-    except (ImportError, ValueError):
-        return None
-    return (files, [cls.__module__]) if found is not None else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoology.architectures.audit_process import Types, Weights, build, pack, to_bytes, unpack
-from zoology.architectures.base import Mixer
+from zoology.architectures.base import ContextMixer, Mixer
 from zoology.architectures.state import Path, leaves
 
 TIGHT = 1e-6
@@ -132,6 +132,7 @@ class Bench:
         x: (batch, time, d_model) inputs; the checks use prefixes of it.
         tolerance: largest difference allowed, relative to the size of a position's output.
         label: what is said about the weights in a finding.
+        context: tokens at the beginning that a `ContextMixer` reads whole; 0 for every other mixer.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Bench:
     generator: torch.Generator
     label: str
     tolerance: float = TIGHT
+    context: int = 0
     types: Types = field(default_factory=dict)
     modules: list[Mixer] = field(default_factory=list)
 
@@ -171,8 +173,33 @@ class Bench:
 
     def forward(self, x: Tensor, module: Mixer | None = None) -> Tensor:
         """module(x), (batch, time, d_model)."""
-        y = self._watch("forward", lambda given, _: (module or self.module)(given), x, None)
+        y = self._watch("forward", lambda given, _: self.call(module or self.module, given), x, None)
         return self._check_output("forward", y, x)
+
+    def call(self, module: Mixer, x: Tensor) -> Any:
+        """module(x), told where the context ends if it reads that whole."""
+        return module(x, min(max(self.context, 1), x.shape[1])) if isinstance(module, ContextMixer) else module(x)
+
+    def begin(self, x: Tensor, module: Mixer | None = None) -> tuple[list[Tensor], Any, int]:
+        """What there is before the first prefill or step of x: outputs (one or none), the state, tokens read whole."""
+        reader = module or self.module
+        if not isinstance(reader, ContextMixer) or not self.context:
+            return [], self.init_state(len(x), module), 0
+        context = x[:, : self.context].contiguous()
+        y, state = self._pair("read_context", lambda given, _: reader.read_context(given), context, None)
+        return [y], state, context.shape[1]
+
+    def read(self, x: Tensor, module: Mixer | None = None) -> tuple[Tensor, Any]:
+        """x from its beginning: the context, where it is read whole, and one prefill of the rest."""
+        outputs, state, t = self.begin(x, module)
+        if t < x.shape[1]:
+            y, state = self.prefill(x[:, t:], state, module)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
+
+    def cut(self, length: int) -> int:
+        """The middle of what follows the context."""
+        return self.context + (length - self.context) // 2
 
     def prefill(self, x: Tensor, state: Any, module: Mixer | None = None) -> tuple[Tensor, Any]:
         """module.prefill(x, state)."""
@@ -243,10 +270,11 @@ class Bench:
         """
         modules = [self._build()] if alone else self.fresh
         other = torch.roll(x, 1, dims=0).flip(1)
-        runs = [[x, self.init_state(len(x), modules[0]), []]]
-        if not alone:
-            runs.append([other, self.init_state(len(x), modules[-1]), []])
+        runs: list[list[Any]] = []
         t = 0
+        for sequence, module in ((x, modules[0]), (other, modules[-1]))[: 1 if alone else 2]:
+            outputs, state, t = self.begin(sequence, module)
+            runs.append([sequence, state if alone else self.copy(state), outputs])
         for i, piece in enumerate(pieces):
             for j, run in enumerate(runs):
                 module = modules[(i + j) % len(modules)]
@@ -356,7 +384,7 @@ def _runs_in_double(make: Callable[..., Bench], weights: Weights) -> bool:
     try:
         with torch.no_grad():
             bench = make(torch.float64, weights, "", TIGHT)
-            y = bench.module(bench.x.clone())
+            y = bench.call(bench.module, bench.x.clone())
             z, _ = bench.module.step(bench.x[:, 0].clone(), bench.module.init_state(len(bench.x)))
             return bool(y.dtype == z.dtype == torch.float64)
     except Exception:  # whatever it is, the run in float32 meets it again, or it is float64 that it cannot do

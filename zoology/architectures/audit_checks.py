@@ -19,6 +19,7 @@ from zoology.architectures.audit_bench import (
     state_bytes,
 )
 from zoology.architectures.audit_process import pack, to_bytes
+from zoology.architectures.base import ContextMixer
 from zoology.architectures.state import by_component, measure
 
 Table = tuple[tuple[int, dict[str, dict[str, int]]], ...]
@@ -47,9 +48,12 @@ def check_interface(bench: Bench, lengths: Sequence[int]) -> None:
         x = bench.x[:, :length]
         for n in {1, batch}:
             bench.step(x[:n, 0], bench.init_state(n, module), module)
-            _, state = bench.prefill(x[:n], bench.init_state(n, module), module)
-            bench.step(x[:n, 0], state, module)
-        bench.forward(x, module)
+            for context in (0, length) if isinstance(module, ContextMixer) else (0,):
+                bench.context = context
+                _, state = bench.read(x[:n], module)
+                bench.step(x[:n, 0], state, module)
+            bench.forward(x, module)
+    bench.context = 0
     after = dict(_tensors(module))
     for key in sorted(before.keys() | after.keys()):
         if key not in after or key not in before or not torch.equal(before[key], to_bytes(after[key])):
@@ -60,17 +64,18 @@ def check_interface(bench: Bench, lengths: Sequence[int]) -> None:
 
 def check_structure(bench: Bench) -> None:
     """Containers, keys, shapes and dtypes of the state say nothing about the inputs."""
-    length = 7
+    rest = 7
+    length = bench.context + rest
     inputs = [make_inputs(3, length, bench.d_model, bench.generator).to(bench.dtype) * s for s in (1, 0, -1, 3)]
     inputs += [make_inputs(3, length, bench.d_model, bench.generator).to(bench.dtype).roll(1, 0) for _ in range(4)]
-    for way in ([length], [0] * length):
+    for way in ([rest], [0] * rest):
         seen: list[Any] = []
         for x in inputs:
             for rows in (x, x[:1]):
-                state = bench.init_state(len(rows))
-                for t, piece in enumerate(way):
+                _, state, start = bench.begin(rows)
+                for t, piece in enumerate(way, start):
                     if piece:
-                        _, state = bench.prefill(rows, state)
+                        _, state = bench.prefill(rows[:, start:], state)
                     else:
                         _, state = bench.step(rows[:, t], state)
                 seen.append(signature(state))
@@ -85,18 +90,19 @@ def check_repeats(bench: Bench) -> None:
     x = bench.x[:, :33]
     exact = TIGHT if bench.dtype == torch.float64 else EXACT32  # not the bench's: a mixer that varies would widen it
     module, other = bench.fresh[0], bench.fresh[1]
+    head = min(max(5, bench.context), x.shape[1] - 1)
     first = bench.forward(x, module)
     again = bench.forward(x, module)
     if worst := bench.differ(again, first, exact):
         raise Finding(f"the same call twice gives other outputs: position {worst[1]} is off by {worst[2]:.2g}")
     with torch.enable_grad():
         tracked = bench.forward(x.clone().requires_grad_(), module)
-        y, state = bench.prefill(x[:, :5].clone().requires_grad_(), bench.init_state(len(x), module), module)
-        z, _ = bench.step(x[:, 5].clone().requires_grad_(), state, module)
+        y, state = bench.read(x[:, :head].clone().requires_grad_(), module)
+        z, _ = bench.step(x[:, head].clone().requires_grad_(), state, module)
     if worst := bench.differ(tracked, first, exact):
         raise Finding(f"with gradients on, the output at position {worst[1]} is off by {worst[2]:.2g}")
-    y0, state = bench.prefill(x[:, :5], bench.init_state(len(x), module), module)
-    z0, _ = bench.step(x[:, 5], state, module)
+    y0, state = bench.read(x[:, :head], module)
+    z0, _ = bench.step(x[:, head], state, module)
     pieces, pieces0 = torch.cat([y, z[:, None]], 1), torch.cat([y0, z0[:, None]], 1)
     if worst := bench.differ(pieces, pieces0, exact):
         raise Finding(f"with gradients on, prefill and step are off by {worst[2]:.2g} at position {worst[1]}")
@@ -114,17 +120,13 @@ def check_rows(bench: Bench, lengths: Sequence[int]) -> None:
     for length in lengths:
         x = bench.x[:, :length]
         together = bench.forward(x)
-        head = length // 2
-        state = bench.init_state(batch)
-        if head:
-            _, state = bench.prefill(x[:, :head], state)
+        head = bench.cut(length)
+        _, state = bench.read(x[:, :head]) if head else (None, bench.init_state(batch))
         y, state = bench.prefill(x[:, head:], state)
         z, _ = bench.step(x[:, 0], state)
         for row in range(batch):
             alone = bench.forward(x[row : row + 1])
-            own = bench.init_state(1)
-            if head:
-                _, own = bench.prefill(x[row : row + 1, :head], own)
+            _, own = bench.read(x[row : row + 1, :head]) if head else (None, bench.init_state(1))
             y1, own = bench.prefill(x[row : row + 1, head:], own)
             z1, _ = bench.step(x[row : row + 1, 0], own)
             for what, got, want in (
@@ -143,7 +145,7 @@ def check_rows(bench: Bench, lengths: Sequence[int]) -> None:
             state = bench.init_state(n)
             if length:
                 x = make_inputs(n, length, bench.d_model, bench.generator).to(bench.dtype)
-                _, state = bench.prefill(x, state)
+                _, state = bench.read(x)
             sizes[n] = state_bytes(state)
         for n, size in sizes.items():
             if size > n * sizes[1]:
@@ -154,7 +156,7 @@ def check_rows(bench: Bench, lengths: Sequence[int]) -> None:
 
 
 def check_causality(bench: Bench, length: int, thorough: bool, cuts: Iterable[int] | None = None) -> None:
-    """No output changes when inputs after it do.
+    """No output changes when inputs after it do; inputs after the context, where that is read whole.
 
     Args:
         bench: where it runs.
@@ -167,10 +169,12 @@ def check_causality(bench: Bench, length: int, thorough: bool, cuts: Iterable[in
     combos = [(row, size) for row in range(len(base)) for size in _SIZES]
     rows: list[tuple[int, int, float]] = []
     for cut in range(1, length) if cuts is None else cuts:
+        if cut < bench.context:
+            continue
         some = combos if thorough else [combos[cut % len(combos)], combos[(5 * cut + 4) % len(combos)]]
         rows += [(cut, row, size) for row, size in some]
     tolerance = min(EXACT32, bench.tolerance)
-    _, state = bench.prefill(base[:1], bench.init_state(1))
+    _, state = bench.read(base[:1])
     chunk = max(16, _CHUNK_BYTES // max(1, state_bytes(state)))
     worst: tuple[int, int, float] | None = None
     for start in range(0, len(rows), chunk):
@@ -233,9 +237,9 @@ def check_path(bench: Bench, lengths: Iterable[int]) -> None:
     """As many bytes are kept after a prefill as after the same tokens in steps."""
     for length in lengths:
         x = bench.x[:1, :length]
-        _, state = bench.prefill(x, bench.init_state(1))
-        stepped = bench.init_state(1)
-        for t in range(length):
+        _, state = bench.read(x)
+        _, stepped, start = bench.begin(x)
+        for t in range(start, length):
             _, stepped = bench.step(x[:, t], stepped)
         if state_bytes(state) != state_bytes(stepped):
             raise Finding(
@@ -252,7 +256,7 @@ def check_gradients(bench: Bench, lengths: Iterable[int]) -> list[str]:
     with torch.enable_grad():
         for length in lengths:
             x = bench.x[:2, :length].clone().requires_grad_()
-            y = module(x)
+            y = bench.call(module, x)
             if not y.requires_grad:
                 continue
             loss = (y * torch.randn(y.shape, generator=bench.generator, dtype=y.dtype)).sum()
@@ -266,12 +270,54 @@ def check_gradients(bench: Bench, lengths: Iterable[int]) -> list[str]:
     return [key for key in ["its input", *parameters] if key not in reached]
 
 
+def make_cases(bench: Bench, cases: list[dict[str, Any]], expected: list[tuple[Bench, Tensor, str]]) -> None:
+    """States to continue elsewhere, with what comes of it here: after a prefill, after steps, and from the start.
+
+    The beginning of a sequence that is continued there is never read there: who keeps what it has read under the
+    state's own bytes would find it.
+    """
+    x = bench.x
+    length = x.shape[1]
+    head = bench.cut(length)
+    states: list[tuple[str, Tensor, Tensor, Any, list[int], int]] = []
+    if head:
+        want, rest = bench.forward(x)[:, head:], x[:, head:]
+        _, state = bench.read(x[:, :head])
+        states.append(("continued after prefill", rest, want, state, [0] * (length - head), 0))
+        _, state, start = bench.begin(x[:, :head])
+        for t in range(start, head):
+            _, state = bench.step(x[:, t], state)
+        pieces = [1, length - head - 1] if length > head + 1 else [1]
+        states.append(("continued after steps", rest, want, state, pieces, 0))
+    other = make_inputs(*x.shape, bench.generator).to(x.dtype)
+    pieces = [length - head, *[0] * (head - bench.context)]
+    states.append(("run", other, bench.forward(other), bench.init_state(len(x)), pieces, bench.context))
+    for what, inputs, want, state, pieces, context in states:
+        parts: list[Tensor] = []
+        structure = pack(state, parts)
+        cases.append(
+            {
+                "weights": bench.weights,
+                "x": inputs.clone(),
+                "structure": structure,
+                "parts": parts,
+                "pieces": pieces,
+                "context": context,
+            }
+        )
+        expected.append((bench, want, what))
+
+
 def measure_growth(bench: Bench, lengths: Sequence[int]) -> tuple[str, Table]:
     """How the state of one sequence grows, in words, and its bytes by component at each of the lengths."""
     state, read, table, sizes = bench.init_state(1), 0, [], {}
     for length in sorted(lengths):
-        x = make_inputs(1, length - read, bench.d_model, bench.generator).to(bench.dtype)
-        _, state = bench.prefill(x, state)
+        if isinstance(bench.module, ContextMixer):  # as a context, or after one of one token: the larger counts
+            x = make_inputs(1, length, bench.d_model, bench.generator).to(bench.dtype)
+            state = max((_after(bench, x, context) for context in (1, length)), key=state_bytes)
+        else:
+            x = make_inputs(1, length - read, bench.d_model, bench.generator).to(bench.dtype)
+            _, state = bench.prefill(x, state)
         read = length
         table.append((length, by_component(measure(state))))
         sizes[length] = state_bytes(state)
@@ -287,6 +333,12 @@ def measure_growth(bench: Bench, lengths: Sequence[int]) -> tuple[str, Table]:
         if per_token > 0:
             full = min(full, round(short[0] + (final - sizes[short[0]]) / per_token))
     return f"grows, then stays at {full} tokens", tuple(table)
+
+
+def _after(bench: Bench, x: Tensor, context: int) -> Any:
+    """The state after x, of which `context` tokens are read whole."""
+    bench.context = context
+    return bench.read(x)[1]
 
 
 def _tensors(module: torch.nn.Module) -> list[tuple[str, Tensor]]:

@@ -7,6 +7,7 @@ hangs on either goes along.
 """
 
 import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,14 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 import zoology
-from zoology.architectures.base import Mixer, build_mixer
-from zoology.registry import load_entry_points, load_plugin
+from zoology.architectures.base import Mixer, build_mixer, mixers
+from zoology.registry import load_entry_points, load_plugin, read_plugin
 
 Weights = dict[str, Tensor]
 Types = dict[tuple[str, str], type]
@@ -91,9 +92,15 @@ def build(
     return mixer
 
 
-def run_pieces(mixer: Mixer, x: Tensor, state: Any, pieces: Sequence[int]) -> Tensor:
-    """x (batch, time, d_model) through `mixer` from `state`: each piece is a prefill's length, or 0 for one step."""
-    outputs, t = [], 0
+def run_pieces(mixer: Any, x: Tensor, state: Any, pieces: Sequence[int], context: int = 0) -> Tensor:
+    """x (batch, time, d_model) through `mixer` from `state`: each piece is a prefill's length, or 0 for one step.
+
+    Where `context` is not 0, so many tokens are read whole at first, and the state is what that leaves.
+    """
+    outputs, t = [], context
+    if context:
+        y, state = mixer.read_context(x[:, :context].clone())
+        outputs.append(y)
     for piece in pieces:
         if piece:
             y, state = mixer.prefill(x[:, t : t + piece].clone(), state)
@@ -103,6 +110,37 @@ def run_pieces(mixer: Mixer, x: Tensor, state: Any, pieces: Sequence[int]) -> Te
         outputs.append(y)
         t += max(piece, 1)
     return torch.cat(outputs, dim=1)
+
+
+class PluginFile(Protocol):
+    """A plugin that a fresh process must load: `record.Plugin` is one."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+def importable(name: str, plugins: Sequence[PluginFile]) -> tuple[list[tuple[str, str]], list[str]] | None:
+    """(plugin files, modules) that a fresh process must load to know a mixer, or None where that cannot be."""
+    cls = mixers.get(name)
+    module = sys.modules.get(cls.__module__)
+    files = [(str(p.path), p.source) for p in plugins]
+    if cls.__module__.startswith("zoology_plugin_"):
+        file = str(getattr(module, "__file__", ""))
+        if file not in [str(Path(path).expanduser().absolute()) for path, _ in files]:
+            if not Path(file).is_file():
+                return None
+            files.append((file, read_plugin(file)))
+        return files, []
+    if module is None or cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        return None
+    try:
+        found = importlib.util.find_spec(cls.__module__)
+    except (ImportError, ValueError):
+        return None
+    return (files, [cls.__module__]) if found is not None else None
 
 
 class FreshProcess:
@@ -236,5 +274,5 @@ def _continue(job: dict[str, Any]) -> list[Tensor]:
             types: Types = {}
             pack(mixer.init_state(x.shape[0]), [], types)
             state = unpack(case["structure"], iter(case["parts"]), types)
-            outputs.append(run_pieces(mixer, x, state, case["pieces"]).clone())
+            outputs.append(run_pieces(mixer, x, state, case["pieces"], case["context"]).clone())
     return outputs

@@ -28,7 +28,8 @@ def verify_trained(
 
     Args:
         model_factory: builds an untrained model of the same settings. Called twice, before anything runs.
-        model: the trained one, with forward, prefill, step and init_state over tokens as `model.LanguageModel` has.
+        model: the trained one, with forward, read_context, prefill, step and init_state over tokens as
+            `model.LanguageModel` has. If it `reads_context`, tokens are changed after the context only.
         tokens: (batch, time) as they are scored; batch at least 2. Some dozens of sequences are enough.
         context_length: where the context ends: prefilled up to there, then token by token.
         tolerance: largest difference of a position's logits, in standard deviations of its logits over the vocabulary.
@@ -66,7 +67,7 @@ def _compare(
     batch, time = tokens.shape
     if batch < 2 or not 1 <= context <= time:
         raise ValueError(f"tokens {(batch, time)} with a context of {context}: needs 2 rows and a context inside them")
-    want = model(tokens).float()
+    want = model(tokens, context_length=context).float()
     if not bool(torch.isfinite(want).all()):
         return "the logits are not finite"
     # A position whose logits are all but equal has no prediction to speak of: measured against the others, then.
@@ -89,7 +90,8 @@ def _compare(
         return row, position, size[row, position].item()
 
     half = batch // 2
-    if worst := off(torch.cat([fresh[0](tokens[:half]), fresh[1](tokens[half:])])):
+    parts = zip(fresh, (tokens[:half], tokens[half:]), strict=True)
+    if worst := off(torch.cat([other(rows, context_length=context) for other, rows in parts])):
         return f"logits depend on the other rows of the batch: off by {worst[2]:.2g} at position {worst[1]}"
     if worst := off(_in_pieces(fresh, tokens, context)):
         return (
@@ -98,13 +100,16 @@ def _compare(
         )
 
     positions = torch.arange(time, device=tokens.device)
-    for turn in range(min(4, time - 1)):
+    first = context if model.reads_context else 1  # the first token that may be changed
+    for turn in range(min(4, time - first)):
         # Each row is cut elsewhere, so that few runs see cuts all over the sequence; other rows give the new future.
-        cuts = 1 + (torch.arange(batch, device=tokens.device) * max(1, (time - 1) // batch) + turn * 7) % (time - 1)
+        places = time - first
+        cuts = first + (torch.arange(batch, device=tokens.device) * max(1, places // batch) + turn * 7) % places
         if turn == 0:
             cuts = torch.full_like(cuts, min(context, time - 1))
         past = positions[None] < cuts[:, None]
-        if worst := off(model(torch.where(past, tokens, tokens.roll(turn + 1, 0))), past):
+        changed = torch.where(past, tokens, tokens.roll(turn + 1, 0))
+        if worst := off(model(changed, context_length=context), past):
             return (
                 f"the logits at position {worst[1]} change by {worst[2]:.2g} standard deviations when tokens from "
                 f"{int(cuts[worst[0]])} on are others: they see the future"
@@ -113,7 +118,7 @@ def _compare(
 
 
 def _in_pieces(models: list[Any], tokens: Tensor, context: int) -> Tensor:
-    """Logits of prefill up to the context, then steps: two halves of the batch in turn, on two models in turn."""
+    """Logits of the context as a whole, then steps: two halves of the batch in turn, on two models in turn."""
     batch = len(tokens)
     types: Types = {}
 
@@ -127,7 +132,11 @@ def _in_pieces(models: list[Any], tokens: Tensor, context: int) -> Tensor:
     outputs: list[list[Tensor]] = [[], []]
     states: list[Any] = [None, None]
     for i, half in enumerate(halves):
-        y, state = models[i].prefill(half[:, :context].clone(), copied(models[i].init_state(len(half))))
+        seen = half[:, :context].clone()
+        if models[i].reads_context:
+            y, state = models[i].read_context(seen)
+        else:
+            y, state = models[i].prefill(seen, copied(models[i].init_state(len(half))))
         outputs[i].append(y)
         states[i] = copied(state)
     for t in range(context, tokens.shape[1]):

@@ -57,6 +57,26 @@ class Mixer(nn.Module):
         return torch.zeros(*shape, device=like.device, dtype=dtype or like.dtype)
 
 
+class ContextMixer(Mixer):
+    """A mixer that reads its context whole, where every output may depend on all of it, and goes on token by token.
+
+    Subclasses write `read_context` beside what a mixer writes. From the state that it leaves, `prefill` and `step` are
+    causal, as every mixer's; from `init_state` they go on after a context of no tokens. A model tells such a mixer, and
+    no other, where the context ends. The audit checks that nothing after it is seen early.
+    """
+
+    def read_context(self, x: Tensor) -> tuple[Tensor, State]:
+        """A context, at least one token: x (batch, time, d_model) -> y (batch, time, d_model), the state after it."""
+        raise NotImplementedError(f"{type(self).__name__} must define read_context(x)")
+
+    def forward(self, x: Tensor, context_length: int) -> Tensor:  # type: ignore[override]
+        """A sequence whose first `context_length` tokens are the context: (batch, time, d_model) -> the same shape."""
+        y, state = self.read_context(x[:, :context_length])
+        if context_length >= x.shape[1]:
+            return y
+        return torch.cat((y, self.prefill(x[:, context_length:], state)[0]), dim=1)
+
+
 class Layer(NamedTuple):
     """One layer of a stack: the name of a mixer, and those of its settings that differ from its defaults."""
 
@@ -94,8 +114,9 @@ def register_mixer(name: str) -> Callable[[M], M]:
             raise InputError(f"mixer {name!r} must be a subclass of zoology.Mixer")
         if not (isinstance(cls.Config, type) and issubclass(cls.Config, MixerConfig)):
             raise InputError(f"mixer {name!r}: its Config must be a subclass of zoology.MixerConfig")
-        for method in ("init_state", "step"):
-            if getattr(cls, method) is getattr(Mixer, method):
+        base = ContextMixer if issubclass(cls, ContextMixer) else Mixer
+        for method in ("init_state", "step", *(["read_context"] if base is ContextMixer else [])):
+            if getattr(cls, method) is getattr(base, method):
                 raise InputError(f"mixer {name!r} does not define {method}")
         if name in architectures:
             raise InputError(f"mixer name {name!r} is taken by an architecture: choose another")
