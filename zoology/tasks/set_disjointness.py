@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from zoology.registry import InputError
 from zoology.tasks.base import IGNORE, Batch, Preset, Task, Tokens, register_task
+from zoology.tasks.limits import check_accuracy
 from zoology.tasks.rows import blocks, distinct, look_up
 
 QUESTION, SEPARATOR, NO, YES = range(4)
@@ -123,8 +123,7 @@ class SetDisjointness(Task):
         Raises:
             InputError: the accuracy is not within 0..1.
         """
-        if not 0 <= accuracy <= 1:
-            raise InputError(f"accuracy = {accuracy}: must be from 0 to 1")
+        check_accuracy(accuracy)
         if self.question == "which" and self.size_b == 1:
             return 0.0
         universe = self.vocab_size - SPECIAL
