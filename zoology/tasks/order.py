@@ -19,7 +19,7 @@ NO, YES = 1, 2
 
 @register_task("sequence-order")
 class SequenceOrder(Task):
-    """Sequence order: a text is shown, then two of its segments; which of the two came first?
+    """Sequence order: a text is shown, then two of its segments; which came first, the one named first (2) or not (3)?
 
     Source: Sequence Order Recall Tasks, arXiv:2410.08133
 
@@ -149,7 +149,7 @@ class SequenceOrder(Task):
 
 @register_task("recognition")
 class Recognition(Task):
-    """Recognition: items are shown, then others and some of them again; say of each whether it was shown.
+    """Recognition: items are shown, then others and some of them again; say of each if it was shown: yes (2), no (1).
 
     Source: Exact and approximate membership testers, doi:10.1145/800133.804332
 

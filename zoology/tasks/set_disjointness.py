@@ -18,7 +18,7 @@ SPECIAL = 4
 
 @register_task("set-disjointness")
 class SetDisjointness(Task):
-    """Two sets: after `A separator B question`, name the token that is in both, or say whether there is one.
+    """Two sets: after `A separator B question`, name the token in both, or say if there is one: yes (3), no (2).
 
     Source: Just read twice, arXiv:2407.05483
 
