@@ -68,6 +68,14 @@ class SetDisjointness(Task):
         """
         return self.seq_len - self.size_b - 1
 
+    @property
+    def prompt_length(self) -> int:
+        """All but the question: who reads a prompt whole (JRT-RNN in the paper) sees both sets before it compares.
+
+        What such a model keeps after it need be no more than the answer, so `state_bits` says nothing of it.
+        """
+        return self.seq_len - 1
+
     def sample(self, rng: np.random.Generator, n: int) -> Batch:
         """n independent sequences (n, seq_len), labelled at the last position."""
         tokens = np.empty((n, self.seq_len), dtype=np.int32)
