@@ -55,7 +55,7 @@ def usual_loop(spec: TrialSpec, part: SliceData, device: torch.device) -> Callab
         model = build_model(spec, part.task.vocab_size).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     labels = torch.from_numpy(part.task.solve(part.tokens.cpu().numpy())).long().to(device)
-    context = part.task.context_length
+    context = part.task.prompt_length
     model.train()
 
     def run(steps: int) -> None:

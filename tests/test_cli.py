@@ -100,7 +100,7 @@ SWEEP = [
     ),
     ("--arch based --num-pairs 8 --vocab-size 16", "vocab_size = 16 has 7 different keys"),
     ("--arch based --vocab-size 63", "vocab_size = 63: must be even"),
-    ("--arch based --fillers strickt", "one of strict, papers (did you mean strict?)"),
+    ("--arch based --fillers strickt", "one of strict, papers, zero (did you mean strict?)"),
     ("--arch based --num-pairs 1 --vocab-size 4 --seq-len 4", "mqar T4-N1: too few different sequences"),
     (
         "--arch based --task set-disjointness --num-pairs 4",

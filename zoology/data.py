@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zoology.model import LanguageModel
 from zoology.record import Slice, TrialSpec
 from zoology.registry import InputError
 from zoology.tasks.base import IGNORE, Batch, Task, batch_hash, build_task, draw_splits, tasks
@@ -133,6 +134,11 @@ def _check(name: str, task: Task, batch: Batch, labelled: NDArray[np.bool_]) -> 
         )
 
 
+def context_of(model: LanguageModel, task: Task) -> int:
+    """Where a model's context ends: one that reads it whole is given the whole prompt."""
+    return task.prompt_length if model.reads_context else task.context_length
+
+
 def refuse_labels_in_contexts(data: TrialData) -> None:
     """For a model that reads its context whole: what is asked inside the context, it would see the answer to.
 
@@ -140,7 +146,7 @@ def refuse_labels_in_contexts(data: TrialData) -> None:
         InputError: a label stands before the context's last token.
     """
     for part in (part for split in data for part in split):
-        first, context = int(part.positions[part.targets != IGNORE].min()), part.task.context_length
+        first, context = int(part.positions[part.targets != IGNORE].min()), part.task.prompt_length
         if first < context - 1:
             raise InputError(
                 f"{part.task.name} {part.name} asks at token {first + 1}, inside its context of {context} tokens: a "

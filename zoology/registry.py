@@ -104,6 +104,12 @@ def paper(thing: object) -> str:
     return found.group(1).strip() if found else ""
 
 
+def first_line(thing: object) -> str:
+    """The first paragraph of a docstring as one line, up to its source."""
+    text = (getattr(thing, "__doc__", None) or "").strip().split("\n\n")[0]
+    return " ".join(text.split()).split(" Source:")[0]
+
+
 _loaded: dict[str, tuple[str, ModuleType]] = {}
 
 

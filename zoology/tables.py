@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zoology.registry import paper
+from zoology.registry import first_line, paper
 
 if TYPE_CHECKING:
     from zoology.architectures.audit import Verdict
@@ -24,12 +24,6 @@ def plain(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, style="cyan" if index == 0 else "", no_wrap=index == 0)
     return table
-
-
-def first_line(thing: object) -> str:
-    """The first sentence of a docstring, up to its source."""
-    text = (getattr(thing, "__doc__", None) or "").strip().split("\n\n")[0]
-    return " ".join(text.split()).split(" Source:")[0]
 
 
 def mixers_table(found: "Sequence[Overview]", d_model: int) -> Table:

@@ -20,7 +20,7 @@ import torch
 
 from zoology.architectures.audit import verify_trained
 from zoology.architectures.state import Part, by_component, total
-from zoology.data import TrialData, load_data, refuse_labels_in_contexts
+from zoology.data import TrialData, context_of, load_data, refuse_labels_in_contexts
 from zoology.model import LanguageModel
 from zoology.record import ReplicaResult, Score, TrialResult, TrialSpec
 from zoology.registry import InputError, load_entry_points, load_plugin
@@ -283,7 +283,7 @@ class _Trial:
             if at.best_valid is not None:
                 _verify(self.fresh, model, self.spec, self.data)
             states = states or [
-                model.measure_state(part.tokens[:1, : part.task.context_length]) for part in self.data.test
+                model.measure_state(part.tokens[:1, : context_of(model, part.task)]) for part in self.data.test
             ]
             nothing = [Measured(None, None)] * len(self.data.test)
             fell = at.status == "diverged"
@@ -365,6 +365,6 @@ def _verify(fresh: Callable[[], LanguageModel], model: LanguageModel, spec: Tria
         # Validation helps out where the test set is a single sequence: rows are tried against one another.
         tokens = torch.cat([test.tokens, valid.tokens])[:VERIFIED_SEQUENCES]
         scored = torch.cat([test.labelled(), valid.labelled()])[:VERIFIED_SEQUENCES]
-        finding = verify_trained(fresh, model, tokens, test.task.context_length, scored=scored)
+        finding = verify_trained(fresh, model, tokens, context_of(model, test.task), scored=scored)
         if finding:
             raise AuditError(f"{spec.architecture} on {test.name}, after training: {finding}")

@@ -185,6 +185,15 @@ def test_the_context_is_within_the_sequence(name):
 
 
 @every_task
+def test_the_prompt_holds_the_context_and_no_answer(name):
+    """What comes after the first question is never in it, unless questions come inside the context all along."""
+    for task in slices(name):
+        asked = np.flatnonzero((task.sample(np.random.default_rng(0), 30).labels != IGNORE).any(axis=0))
+        assert isinstance(task.prompt_length, int), task
+        assert task.context_length <= task.prompt_length <= max(asked[0], task.context_length), task
+
+
+@every_task
 def test_state_bits_are_a_bound_that_rises_with_the_accuracy(name):
     for task in slices(name):
         bits = [task.state_bits(float(p)) for p in np.linspace(0, 1, 41)]

@@ -23,7 +23,7 @@ def slices(draw):
         passes=passes,
         seq_len=3 * pairs * (passes + 1) + draw(st.integers(0, 11)),
         vocab_size=3 * max(side + 1, pairs) + draw(st.sampled_from([0, 1, 2, 40])),
-        fillers=draw(st.sampled_from(["strict", "papers"])),
+        fillers=draw(st.sampled_from(["strict", "papers", "zero"])),
         power=draw(st.sampled_from([0.01, 1.0, 3.0])),
     )
 
@@ -51,6 +51,8 @@ def test_sequences_follow_the_definition(task, seed):
         used = set(itertools.chain.from_iterable(table))
         if task.fillers == "strict":
             assert set(fillers.values()) <= set(range(2 * third)) - used
+        elif task.fillers == "zero":
+            assert not any(fillers.values())
 
 
 def test_solver_works_from_the_tokens():

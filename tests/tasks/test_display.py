@@ -76,7 +76,10 @@ def test_what_is_printed_can_be_read_back(task, width):
 
 def test_heading_and_legend_say_what_is_shown():
     lines = printed(TASKS[0], draw(TASKS[0], 1, seed=("show",)), width=120)
-    assert lines[0] == "mqar T60-N5, 60 tokens, context 10, vocabulary 256"
+    assert lines[:2] == [
+        "mqar T60-N5, 60 tokens, context 10, vocabulary 256",
+        "Multi-query associative recall: after `k1 v1 k2 v2 ...`, answer each key that comes again with its value.",
+    ]
     for words in ("k key", "v value", "q query", ". filler", "→ label", "│ the context ends"):
         assert words in lines[-1]
 

@@ -24,7 +24,7 @@ def slices(draw):
         passes=passes,
         seq_len=2 * (pairs + updates) * passes + 2 * pairs + 2 * draw(st.integers(0, 9)),
         vocab_size=max(2 * (pairs + updates), 2 * pairs + 2) + 2 * draw(st.sampled_from([0, 1, 3, 40])),
-        fillers=draw(st.sampled_from(["strict", "papers"])),
+        fillers=draw(st.sampled_from(["strict", "papers", "zero"])),
         power=draw(st.sampled_from([0.01, 1.0, 3.0])),
     )
 
@@ -54,6 +54,8 @@ def test_sequences_follow_the_definition(task, seed):
         fillers = {i: tokens[i] for i in range(context, task.seq_len) if i not in scored}
         if task.fillers == "strict":
             assert set(fillers.values()) <= set(range(half)) - set(keys)
+        elif task.fillers == "zero":
+            assert not any(fillers.values())
         else:
             assert not {t for i, t in fillers.items() if (i - context) % 2 == 0} & set(keys)
 
@@ -116,7 +118,7 @@ def test_names_tell_slices_apart():
         ({"vocab_size": 31}, "vocab_size = 31: must be even"),
         ({"seq_len": 63}, "seq_len = 63: must be even"),
         ({"power": 0}, "power = 0: .*greater than 0"),
-        ({"fillers": "zero"}, "fillers = 'zero': .*'strict' or 'papers'"),
+        ({"fillers": "none"}, "fillers = 'none': .*'strict', 'papers' or 'zero'"),
         ({"updates": 3}, "no parameter 'updates'; it has .*num_updates"),
     ],
 )

@@ -24,7 +24,7 @@ def slices(draw):
         passes=passes,
         seq_len=2 * pairs * (passes + 1) + 2 * draw(st.integers(0, 12)),
         vocab_size=2 * pairs + 2 + 2 * draw(st.sampled_from([0, 1, 3, 40])),
-        fillers=draw(st.sampled_from(["strict", "papers"])),
+        fillers=draw(st.sampled_from(["strict", "papers", "zero"])),
         power=draw(st.sampled_from([0.01, 1.0, 3.0])),
     )
 
@@ -61,6 +61,8 @@ def test_sequences_follow_the_definition(task, seed):
         assert all(0 <= filler < task.vocab_size for filler in fillers.values())
         if task.fillers == "strict":
             assert not set(fillers.values()) & {*keys, *values}
+        elif task.fillers == "zero":
+            assert not any(fillers.values())
         else:
             assert not {filler for i, filler in fillers.items() if (i - context) % 2 == 0} & set(keys)
 
@@ -162,7 +164,7 @@ def test_the_whole_vocabulary_can_be_used_up():
         ({"passes": 0}, "passes = 0"),
         ({"power": 0}, "power = 0: .*greater than 0"),
         ({"power": math.nan}, "power = nan"),
-        ({"fillers": "public"}, "fillers = 'public': .*'strict' or 'papers'"),
+        ({"fillers": "public"}, "fillers = 'public': .*'strict', 'papers' or 'zero'"),
         ({"pairs": 3}, "no parameter 'pairs'; it has .*num_pairs"),
     ],
 )
@@ -266,3 +268,10 @@ def test_paper_preset_is_figure_2_of_based():
     assert tested == [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
     every = [*preset.test, *(task for task, _ in preset.train)]
     assert {(task.vocab_size, task.fillers, task.power, task.passes) for task in every} == {(8192, "papers", 0.01, 1)}
+
+
+def test_the_slices_of_zoologys_figure_2_are_trained_one_by_one():
+    presets = tasks.get("mqar").presets()
+    for seq_len, num_pairs in ((64, 4), (128, 8), (256, 16), (512, 64)):
+        task = Mqar(vocab_size=8192, seq_len=seq_len, num_pairs=num_pairs, fillers="zero")
+        assert presets[f"zoology-T{seq_len}-N{num_pairs}"] == (((task, 100_000),), (task,))

@@ -175,3 +175,8 @@ def test_paper_preset_has_both_orders():
         assert len(sizes) == len(chosen)
     assert {n for _, n in preset.train} == {20_000}
     assert {(16, 768), (768, 16)} <= {(task.size_a, task.size_b) for task in preset.test}
+
+
+def test_the_prompt_is_both_sets_and_the_context_the_first():
+    task = SetDisjointness(size_a=3, size_b=5, passes=2)
+    assert (task.context_length, task.prompt_length, task.seq_len) == (14, 19, 20)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zoology.architectures.state import by_component, total
-from zoology.data import TrialData, pack, refuse_labels_in_contexts
+from zoology.data import TrialData, context_of, pack, refuse_labels_in_contexts
 from zoology.record import SWEEP, Scalar, TrialSpec
 from zoology.registry import InputError, load_plugin
 from zoology.sweeps.space import Request, data_plan, expand
@@ -96,7 +96,7 @@ def _evaluate(run: Path, spec: TrialSpec, data: TrialData, device: torch.device)
         models.append(model.to(device).eval())
     if models[0].reads_context:
         refuse_labels_in_contexts(data)
-    states = [models[0].measure_state(part.tokens[:1, : part.task.context_length]) for part in data.test]
+    states = [models[0].measure_state(part.tokens[:1, : context_of(models[0], part.task)]) for part in data.test]
     rows = []
     for model, replica in zip(models, words["replicas"], strict=True):
         stack = Stack([model])

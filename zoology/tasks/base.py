@@ -67,6 +67,14 @@ class Task(BaseModel):
         """How many tokens come before the first that a model could need its memory for. State is measured there."""
         raise NotImplementedError
 
+    @property
+    def prompt_length(self) -> int:
+        """How many tokens a model that reads its prompt whole is given at once: the context, unless a task says more.
+
+        Never a token that answers a question of the task, so it ends at the first of them.
+        """
+        return self.context_length
+
     def sample(self, rng: np.random.Generator, n: int) -> Batch:
         """n independent sequences with their labels."""
         raise NotImplementedError

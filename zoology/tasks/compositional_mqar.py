@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from zoology.tasks.base import IGNORE, Preset, Tokens, register_task
 from zoology.tasks.limits import distinct_entropy, recall_bits
-from zoology.tasks.rows import distinct, excluding, look_up, power_slots
+from zoology.tasks.rows import distinct, look_up, power_slots
 from zoology.tasks.slotted import SlottedRecall
 
 
@@ -33,7 +33,8 @@ class CompositionalMqar(SlottedRecall):
     - `strict`: uniform over 0 and the keys that the sequence does not use, so that they tell nothing of its values;
     - `papers`: uniform over the whole vocabulary, except that a slot without a query never begins with a first key of
       the sequence (in the public generator it may, and then is a query without a label if a second key follows, which
-      at V = 8192 hardly ever happens).
+      at V = 8192 hardly ever happens);
+    - `zero`: all 0.
     """
 
     num_pairs: int = Field(4, ge=4, description="pairs of keys in the context (N), the square of a whole number")
@@ -99,12 +100,11 @@ class CompositionalMqar(SlottedRecall):
         tokens[:, : self.context_length] = np.tile(triples, self.passes)
 
         question, answers = tokens[:, self.context_length :], labels[:, self.context_length :]  # views
-        if self.fillers == "strict":
-            taken = np.concatenate([first, second], axis=1)
-            question[:] = excluding(rng, taken, question.shape[1], 2 * third)
-        else:
+        if self.fillers == "papers":
             question[:] = rng.integers(self.vocab_size, size=question.shape, dtype=np.int32)
-            question[:, 0 : 3 * self._slots : 3] = excluding(rng, first, self._slots, self.vocab_size)
+            question[:, 0 : 3 * self._slots : 3] = self._others(rng, first, self._slots, 2 * third)
+        else:
+            question[:] = self._others(rng, np.concatenate([first, second], axis=1), question.shape[1], 2 * third)
         offsets = 3 * power_slots(rng, n, pairs, self._slots, self.power)
         np.put_along_axis(question, offsets, firsts, axis=1)
         np.put_along_axis(question, offsets + 1, seconds, axis=1)

@@ -87,7 +87,8 @@ class Copying(Task):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" trains on strings of up to 50 letters out of 26 and tests far beyond.
 
-        The paper draws a length for each string; here the lengths are 10, 20, ..., 50.
+        The paper draws a length for each string; here the lengths are 10, 20, ..., 50. Its public code asks for 8 to
+        50 letters in training and 40 to 200 in the test by default: the lengths of the test here are ours.
         """
         small = [cls(length=length) for length in (8, 16, 32)]
         return {

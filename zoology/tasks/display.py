@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
+from zoology.registry import first_line
 from zoology.tasks.base import IGNORE, Batch, Task
 
 KNOWN = {
@@ -35,8 +36,8 @@ def render(task: Task, batch: Batch) -> Group:
         batch: tokens and labels (n, seq_len); give only as many sequences as are to be read.
 
     Returns:
-        A heading with the slice, its length and where its context ends; for each sequence rows of marks, tokens and
-        labels; a legend of the roles.
+        A heading with the slice, its length, where its context ends, and the task in a sentence; for each sequence
+        rows of marks, tokens and labels; a legend of the roles.
     """
     roles = task.roles(batch.tokens)
     shown = list(dict.fromkeys(roles.ravel().tolist()))
@@ -65,7 +66,9 @@ def _heading(task: Task, batch: Batch) -> Text:
         f"context {task.context_length}",
         f"vocabulary {task.vocab_size}",
     ]
-    return Text(", ".join(parts), style="bold")
+    heading = Text(", ".join(parts), style="bold")
+    what = first_line(type(task))
+    return heading.append(f"\n{what}", style="not bold") if what else heading
 
 
 class _Sequence:

@@ -29,7 +29,8 @@ class ForgettingMqar(SlottedRecall):
 
     - `strict`: uniform over 0 and the keys that the sequence does not use, so that they tell nothing of its values;
     - `papers`: uniform over the whole vocabulary, except that one at an even offset is never a key of the sequence (in
-      the public generator it may be, and then is a query without a label).
+      the public generator it may be, and then is a query without a label);
+    - `zero`: all 0.
     """
 
     num_pairs: int = Field(8, ge=1, description="keys, each shown with a value (N)")

@@ -19,7 +19,7 @@ NO, YES = 1, 2
 
 @register_task("sequence-order")
 class SequenceOrder(Task):
-    """Sequence order: a text is shown, then two of its segments; which of the two came first?
+    """Sequence order: a text is shown, then two of its segments; which came first, the one named first (2) or not (3)?
 
     Source: Sequence Order Recall Tasks, arXiv:2410.08133
 
@@ -130,7 +130,8 @@ class SequenceOrder(Task):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" has segments of 20 and 50 tokens in texts of 250 to 2500, as the paper in words.
 
-        The paper asks pretrained models and trains none: the training slices are ours.
+        The paper asks pretrained models about books and trains none: the lengths in tokens, and the training slices,
+        are ours.
         """
         small = [cls(vocab_size=20, length=length, segment=1) for length in (4, 8)]
         paper = {
@@ -148,7 +149,7 @@ class SequenceOrder(Task):
 
 @register_task("recognition")
 class Recognition(Task):
-    """Recognition: items are shown, then others and some of them again; say of each whether it was shown.
+    """Recognition: items are shown, then others and some of them again; say of each if it was shown: yes (2), no (1).
 
     Source: Exact and approximate membership testers, doi:10.1145/800133.804332
 

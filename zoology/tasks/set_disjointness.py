@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from zoology.registry import InputError
 from zoology.tasks.base import IGNORE, Batch, Preset, Task, Tokens, register_task
+from zoology.tasks.limits import check_accuracy
 from zoology.tasks.rows import blocks, distinct, look_up
 
 QUESTION, SEPARATOR, NO, YES = range(4)
@@ -18,7 +18,7 @@ SPECIAL = 4
 
 @register_task("set-disjointness")
 class SetDisjointness(Task):
-    """Two sets: after `A separator B question`, name the token that is in both, or say whether there is one.
+    """Two sets: after `A separator B question`, name the token in both, or say if there is one: yes (3), no (2).
 
     Source: Just read twice, arXiv:2407.05483
 
@@ -67,6 +67,14 @@ class SetDisjointness(Task):
         that compares as it reads needs nothing there but the answer.)
         """
         return self.seq_len - self.size_b - 1
+
+    @property
+    def prompt_length(self) -> int:
+        """All but the question: who reads a prompt whole (JRT-RNN in the paper) sees both sets before it compares.
+
+        What such a model keeps after it need be no more than the answer, so `state_bits` says nothing of it.
+        """
+        return self.seq_len - 1
 
     def sample(self, rng: np.random.Generator, n: int) -> Batch:
         """n independent sequences (n, seq_len), labelled at the last position."""
@@ -123,8 +131,7 @@ class SetDisjointness(Task):
         Raises:
             InputError: the accuracy is not within 0..1.
         """
-        if not 0 <= accuracy <= 1:
-            raise InputError(f"accuracy = {accuracy}: must be from 0 to 1")
+        check_accuracy(accuracy)
         if self.question == "which" and self.size_b == 1:
             return 0.0
         universe = self.vocab_size - SPECIAL

@@ -18,7 +18,7 @@ class SlottedRecall(Task):
 
     num_pairs: int = Field(4, ge=1, description="key-value pairs in the context (N)")
     power: float = Field(0.01, gt=0, le=10, description="the law of the queries' slots: p(x) ~ x^(power-1)")
-    fillers: Literal["strict", "papers"] = Field("strict", description="whether fillers may equal keys and values")
+    fillers: Literal["strict", "papers", "zero"] = Field("strict", description="what stands where nothing is asked")
     passes: int = Field(1, ge=1, description="how often the context is shown")
 
     @property
@@ -54,19 +54,26 @@ class SlottedRecall(Task):
             first_value: keys, and strict fillers, are below it.
         """
         n, slots = len(tokens), self._slots
-        bound = first_value if self.fillers == "strict" else self.vocab_size
         # The token of each slot and, in the upper half of the number, its label: both are moved at once.
         held = np.empty((n, slots), np.int64)
         if self.num_pairs < slots:  # or every slot holds a question
-            held[:] = excluding(rng, keys, slots, bound)
+            held[:] = self._others(rng, keys, slots, first_value)
             held += IGNORE << 32
         asked = power_slots(rng, n, self.num_pairs, slots, self.power)
         asked += slots * np.arange(n)[:, None]
         held.ravel()[asked.ravel()] = ((answers.astype(np.int64) << 32) | keys).ravel()
         tokens[:, 0::2] = held.astype(np.int32)  # the lower half
         labels[:, 0::2] = held >> 32
-        between = (n, slots)
-        tokens[:, 1::2] = excluding(rng, keys, slots, bound) if self.fillers == "strict" else below(rng, bound, between)
+        if self.fillers == "papers":
+            tokens[:, 1::2] = below(rng, self.vocab_size, (n, slots))
+        else:
+            tokens[:, 1::2] = self._others(rng, keys, slots, first_value)
+
+    def _others(self, rng: np.random.Generator, keys: Tokens, count: int, first_value: int) -> Tokens | int:
+        """(n, count) fillers that are none of the keys (n, k) of their row; strict ones are below `first_value`."""
+        if self.fillers == "zero":
+            return 0
+        return excluding(rng, keys, count, first_value if self.fillers == "strict" else self.vocab_size)
 
     def _fill(self, rng: np.random.Generator, tokens: Tokens, labels: Tokens) -> None:
         """Write a block of sequences and labels into arrays, labels being all `IGNORE` before."""

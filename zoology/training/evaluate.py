@@ -37,7 +37,7 @@ def _evaluate(stack: Stack, leaves: list[Tensor], part: SliceData) -> Tensor:
     for start in range(0, len(part.tokens), size):
         rows = slice(start, start + size)
         targets = part.targets[rows]
-        loss, right = stack.losses(leaves, part.tokens[rows], part.positions[rows], targets, part.task.context_length)
+        loss, right = stack.losses(leaves, part.tokens[rows], part.positions[rows], targets, part.task.prompt_length)
         sums[:, 0] += right.sum(1)
         sums[:, 1] += loss.double().sum(1)
         sums[:, 2] += (targets != IGNORE).sum()

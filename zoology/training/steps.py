@@ -54,7 +54,7 @@ class Steps:
         batch = part.rows(rows)
         # New leaves in each step: the graph of an old one may belong to another stream, which a capture must not meet.
         leaves = self.stack.leaves_of(self.stack.flat)
-        losses = self._loss(leaves, *batch, part.task.context_length, self.dropout)
+        losses = self._loss(leaves, *batch, part.task.prompt_length, self.dropout)
         gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
         self._update(gradients)
         self.loss_sum += losses.detach()
