@@ -1,0 +1,1 @@
+"""The report of one or several runs: `facts` reads what lies beside their rows."""
