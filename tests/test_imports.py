@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "sweeps": {"sweeps", "train", "record", "registry", "tasks", "architectures", "data"},
     "analysis": {"analysis", "record", "registry"},
     "cli": ALL,
+    "cli_runs": ALL,
     "cli_tasks": ALL,
     "flags": ALL,
     "tables": ALL,

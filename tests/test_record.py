@@ -19,10 +19,10 @@ from zoology.record import (
 )
 
 KEYS = {
-    *("format", "trial", "architecture", "dials", "d_model", "task", "data_seed", "parameters"),
+    *("format", "trial", "architecture", "dials", "d_model", "task", "data_seed", "parameters", "params", "trained"),
     *("learning_rate", "seed", "status", "steps", "best_step", "seconds", "error"),
     *("split", "slice", "accuracy", "loss", "accuracy_last", "loss_last", "examples", "test_hash"),
-    *("state_elements", "state_bytes", "state_parts", "limit_bits"),
+    *("state_elements", "state_bytes", "state_parts", "limit_bits", "limits"),
 }
 """Every key of a row in `results.jsonl`, whatever became of the trial."""
 
@@ -165,7 +165,16 @@ def test_rows_have_the_documented_keys_one_for_each_replica_split_and_slice():
     last = rows[-1]
     assert (last["trial"], last["data_seed"], last["parameters"]) == (spec().id, 0, 99)
     assert (last["accuracy"], last["state_parts"]) == (0.5, {"kv": {"float32": 12}})
+    assert last["params"] == PART["params"]
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_rows_say_between_which_values_was_trained():
+    train = [
+        PART | {"params": {"seq_len": t, "num_pairs": n, "power": 0.5, "on": True}} for t, n in ((64, 8), (32, 16))
+    ]
+    (row, *_) = result().model_copy(update={"spec": spec(train=train)}).rows()
+    assert row["trained"] == {"seq_len": [32, 64], "num_pairs": [8, 16]}
 
 
 def test_a_failed_trial_is_one_row_with_the_same_keys():

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from zoology.cli_runs import plot
 from zoology.cli_tasks import PluginFiles, ScaleName, Slices, TaskArgument, export, score
 from zoology.registry import InputError
 
@@ -271,29 +272,6 @@ def show_run(run: Path) -> None:
     picture = run / "frontier.png"
     save(plot_frontier(found), picture)
     stdout.print(f"rows     {results}", f"picture  {picture}", sep="\n", soft_wrap=True)
-
-
-def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the picture goes: .png, .svg or .pdf.")] = Path(
-        "frontier.png"
-    ),
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only this task's rows.")] = None,
-    slices: Annotated[
-        str | None, typer.Option("--slice", metavar="LIST", help="Average over these slices only.")
-    ] = None,
-    title: Annotated[str | None, typer.Option(metavar="TEXT", help="A line above the picture.")] = None,
-) -> None:
-    """Draw the frontier of one or several runs in one picture. Needs no torch."""
-    from zoology.analysis.frontier import points
-    from zoology.analysis.plots import plot_frontier, points_table, save
-    from zoology.analysis.records import load_runs
-    from zoology.tables import results_table
-
-    found = points(load_runs(runs), slices=slices.split(",") if slices else None, task=task)
-    save(plot_frontier(found, title=title), out)
-    stdout.print(results_table(points_table(found), stdout.width))
-    stdout.print(f"picture  {out}", soft_wrap=True)
 
 
 def mixers(plugin: PluginFiles = None) -> None:

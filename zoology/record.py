@@ -124,7 +124,11 @@ class TrialSpec(Record):
 
 
 class Score(Record):
-    """One replica on one slice of one split: the best checkpoint by validation, and the last."""
+    """One replica on one slice of one split: the best checkpoint by validation, and the last.
+
+    `limit_bits` is the least state of any model that never errs there, where the task knows it; `limits` has that of
+    models that are right less often, as rising (accuracy, bits), on test scores only.
+    """
 
     split: Literal["valid", "test"]
     slice: str
@@ -138,6 +142,7 @@ class Score(Record):
     state_bytes: int
     state_parts: dict[str, dict[str, int]]
     limit_bits: float | None
+    limits: tuple[tuple[float, float], ...] = ()
 
 
 class ReplicaResult(Record):
@@ -163,8 +168,13 @@ class TrialResult(Record):
     error: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One tidy row for each replica, split and slice, ready for JSON. A failed trial is one row with its error."""
+        """One tidy row for each replica, split and slice, ready for JSON. A failed trial is one row with its error.
+
+        `params` are the task's parameters in the slice, and `trained` has of each whole-numbered one the least and the
+        greatest value in training, so that a reader sees which slices lie beyond it.
+        """
         spec = self.spec
+        params = {part.name: part.params for part in spec.test}
         common = {
             "format": FORMAT,
             "trial": spec.id,
@@ -174,13 +184,18 @@ class TrialResult(Record):
             "task": spec.task,
             "data_seed": spec.training.data_seed,
             "parameters": self.parameters,
+            "params": None,
+            "trained": _ranges([part.params for part in spec.train]),
         }
         if self.status == "failed":
             empty = dict.fromkeys((*Score.model_fields, *ReplicaResult.model_fields))
             del empty["scores"]
             return [common | empty | {"status": "failed", "error": self.error}]
         return [
-            common | score.model_dump(mode="json") | replica.model_dump(mode="json", exclude={"scores"})
+            common
+            | {"params": params[score.slice]}
+            | score.model_dump(mode="json")
+            | replica.model_dump(mode="json", exclude={"scores"})
             for replica in self.replicas
             for score in replica.scores
         ]
@@ -189,6 +204,12 @@ class TrialResult(Record):
     def failed(cls, spec: TrialSpec, error: str) -> "TrialResult":
         """The result of a trial that raised."""
         return cls(spec=spec, status="failed", error=error)
+
+
+def _ranges(slices: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """[least, greatest] of each parameter that is a whole number in all of the slices."""
+    names = [key for key in slices[0] if all(type(params.get(key)) is int for params in slices)]
+    return {key: [min(params[key] for params in slices), max(params[key] for params in slices)] for key in names}
 
 
 def rows_expected(spec: TrialSpec) -> int:

@@ -82,7 +82,7 @@ def scores_table(scores: "Sequence[Score]") -> Table:
 
 def audit_table(verdicts: "Sequence[Verdict]") -> Table:
     """Each mixer's verdict: passed or what was found, how its state grows, and its size after some tokens."""
-    from zoology.analysis.plots import human_bytes
+    from zoology.analysis.words import human_bytes
 
     table = plain("", "mixer", "verdict", "state", "bytes after", "parameters", "seconds")
     table.title = None
@@ -97,7 +97,7 @@ def audit_table(verdicts: "Sequence[Verdict]") -> Table:
 
 
 def results_table(frame: pd.DataFrame, width: int) -> Table:
-    """A table of points, as `analysis.plots.points_table` makes it, to fit a width.
+    """A table of points, as `analysis.words.points_table` makes it, to fit a width.
 
     A column that is empty throughout is left out, and so are those of the slices where the table would be too wide.
     """
@@ -105,7 +105,7 @@ def results_table(frame: pd.DataFrame, width: int) -> Table:
     columns = [column for column in frame.columns if (frame[column] != "").any()]
     full = _table_of(frame[columns])
     measure = Console(width=10_000).measure(full).maximum
-    named = ("frontier", "architecture", "dials", "d_model", "state", "recall %", "spread", "lr", "notes")
+    named = ("frontier", "architecture", "dials", "d_model", "state", "recall %", "interval", "lr", "notes")
     return full if measure <= width else _table_of(frame[[column for column in columns if column in named]])
 
 

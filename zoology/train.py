@@ -24,6 +24,7 @@ from zoology.optim import adamw, learning_rate_at
 from zoology.record import ReplicaResult, Score, Training, TrialResult, TrialSpec
 from zoology.registry import load_entry_points, load_plugin
 from zoology.tasks.base import IGNORE
+from zoology.tasks.limits import tabulate
 
 EVALUATION_TOKENS, CPU_EVALUATION_TOKENS = 256 * 256, 64 * 64
 """Tokens in a step of evaluation. More than these leave a CPU's caches, and take it a quarter longer."""
@@ -176,6 +177,7 @@ def _fit_replica(
                     state_bytes=size,
                     state_parts=by_component(state),
                     limit_bits=limit if limit is not None and math.isfinite(limit) else None,
+                    limits=tabulate(part.task.state_bits) if split == "test" else (),
                 )
             )
     return ReplicaResult(

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from zoology.analysis.records import completed
 from zoology.record import ReplicaResult, Score, Slice, Training, TrialResult, TrialSpec
 
 Accuracies = dict[tuple[float, int], tuple[Any, Any]]
@@ -23,9 +24,18 @@ def make_trial(
     slices: tuple[str, ...] = ("T64-N4",),
     state: int | tuple[int, ...] = 4096,
     hashes: dict[str, str] | None = None,
+    params: dict[str, dict[str, Any]] | None = None,
+    train: tuple[dict[str, Any], ...] | None = None,
+    limits: dict[str, tuple[tuple[float, float], ...]] | None = None,
 ) -> TrialResult:
-    """A trial from (learning rate, seed) -> (valid, test); one accuracy each, or one per slice. None: diverged."""
-    parts = tuple(Slice(name=name, params={}, examples=1000) for name in slices)
+    """A trial from (learning rate, seed) -> (valid, test); one accuracy each, or one per slice. None: diverged.
+
+    Slices have the `params` and `limits` that are given under their names; `train` are those of the training
+    slices, by default the same as of the test slices.
+    """
+    params = params or {}
+    parts = tuple(Slice(name=name, params=params.get(name, {}), examples=1000) for name in slices)
+    trained = tuple(Slice(name=f"train-{k}", params=p, examples=1000) for k, p in enumerate(train or ())) or parts
     rates = tuple(sorted({lr for lr, _ in accuracies}))
     seeds = tuple(sorted({seed for _, seed in accuracies}))
     spec = TrialSpec(
@@ -34,7 +44,7 @@ def make_trial(
         d_model=d_model,
         layers=(),
         task=task,
-        train=parts,
+        train=trained,
         valid=parts,
         test=parts,
         training=Training(learning_rates=rates, seeds=seeds),
@@ -56,6 +66,7 @@ def make_trial(
                 state_bytes=sizes[k],
                 state_parts={"recurrent": {"float32": sizes[k]}},
                 limit_bits=None,
+                limits=(limits or {}).get(name, ()) if split == "test" else (),
             )
             for split, values in (("valid", valid), ("test", test))
             for k, name in enumerate(slices)
@@ -77,7 +88,7 @@ def make_trial(
 
 
 def rows_of(*trials: TrialResult) -> pd.DataFrame:
-    return pd.DataFrame([row for trial in trials for row in trial.rows()])
+    return completed(pd.DataFrame([row for trial in trials for row in trial.rows()]))
 
 
 def write_run(folder: Path, *trials: TrialResult) -> Path:

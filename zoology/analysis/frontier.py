@@ -9,13 +9,19 @@ from typing import Any
 
 import pandas as pd
 
+from zoology.analysis.intervals import Bootstrap
 from zoology.registry import InputError, did_you_mean
 
 TIE = 0.001
 """Validation accuracies that differ by no more than this are taken as equal when a learning rate is chosen."""
 
 
-def points(rows: pd.DataFrame, slices: Sequence[str] | None = None, task: str | None = None) -> pd.DataFrame:
+def points(
+    rows: pd.DataFrame,
+    slices: Sequence[str] | None = None,
+    task: str | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> pd.DataFrame:
     """One row per finished trial: what it recalls, and the state that it keeps for that.
 
     Args:
@@ -23,14 +29,22 @@ def points(rows: pd.DataFrame, slices: Sequence[str] | None = None, task: str | 
         slices: the test slices to average over, with equal weight. All by default. The learning rate is chosen on all
             validation slices in either case: a trial is one model, whichever of its slices is looked at.
         task: which task, where the rows hold several.
+        bootstrap: what draws the intervals.
 
     Returns:
-        Sorted by architecture and state, with the columns `trial`, `architecture`, `dials`, `d_model`, `task`;
-        `learning_rate` (see `choose_learning_rate`) and `edge` ("low" or "high" where it is the end of a grid of
-        several, else None); `valid`, the accuracy that chose it; `recall` in 0..1, the mean over seeds of each seed's
-        mean over slices, with `recall_low` and `recall_high` over seeds and `recall_std` (n - 1; NaN for one seed);
-        `n_seeds`, `n_replicas`, and of these `n_diverged`; `state_bytes` and `state_elements`, the largest over
-        the slices: what a model needs to answer all of them; and by slice `slice_recall`, `test_hash`, `examples`.
+        Sorted by architecture and state, with the columns
+
+        - `trial`, `architecture`, `dials`, `d_model`, `task`;
+        - `learning_rate` (see `choose_learning_rate`) and `edge` ("low" or "high" where it is the end of a grid of
+          several, else None); `valid`, the accuracy that chose it; `rates`, that of every learning rate;
+        - `recall` in 0..1, the mean over seeds of each seed's mean over slices; `ci_low` and `ci_high`, its bootstrap
+          interval (NaN for one seed); `recall_low` and `recall_high`, the worst and the best seed; `recall_std`
+          (n - 1; NaN for one seed); `recall_by_seed`;
+        - `n_seeds`, and of these `n_seeds_diverged` at that learning rate; `n_replicas`, all (learning rate, seed),
+          and of these `n_diverged`. Of a trial that failed there is no point: `records.failures` has those;
+        - `state_bytes` and `state_elements`, the largest over the slices: what a model needs to answer all of them;
+          `state_parts`, the bytes of each component there;
+        - by slice `slice_recall`, `test_hash`, `examples`.
 
     Raises:
         InputError: no trial finished, `task` or a slice is not there, or the trials cannot be compared: they hold
@@ -39,13 +53,14 @@ def points(rows: pd.DataFrame, slices: Sequence[str] | None = None, task: str | 
     rows = rows[rows["split"].notna()]
     if rows.empty:
         raise InputError("no trial finished: there is nothing to compare")
-    rows = _one_task(rows, task)
+    rows = of_one_task(rows, task)
     test = rows[rows["split"] == "test"]
     chosen = _comparable_slices(test, slices)
     test = test[test["slice"].isin(chosen)]
     _same_sequences(test, chosen)
     valid = dict(list(rows[rows["split"] == "valid"].groupby("trial")))
-    found = [_point(valid.get(trial), part, chosen) for trial, part in test.groupby("trial", sort=False)]
+    bootstrap = bootstrap or Bootstrap()
+    found = [_point(valid.get(trial), part, chosen, bootstrap) for trial, part in test.groupby("trial", sort=False)]
     table = pd.DataFrame(found).sort_values(["architecture", "state_bytes", "recall"], kind="stable")
     # pandas reads a column of None and strings as strings with NaN; None is what `edge` promises.
     table["edge"] = table["edge"].astype(object).where(table["edge"].notna(), None)
@@ -91,17 +106,35 @@ def overall_frontier(points: pd.DataFrame) -> pd.DataFrame:
     return ordered[ordered["recall"] > before].reset_index(drop=True)
 
 
-def _point(valid: pd.DataFrame | None, test: pd.DataFrame, slices: list[str]) -> dict[str, Any]:
+def learning_rates(valid: pd.DataFrame | None, trial: str) -> dict[float, float]:
+    """The mean validation accuracy of each learning rate of a trial, from its validation rows, in rising order.
+
+    Raises:
+        InputError: it has none.
+    """
+    if valid is None or valid.empty:
+        raise InputError(f"trial {trial} has no validation rows to choose a learning rate by")
+    by_rate = valid.assign(accuracy=accuracies(valid)).groupby("learning_rate")["accuracy"].mean()
+    return {float(rate): float(accuracy) for rate, accuracy in by_rate.items()}
+
+
+def accuracies(rows: pd.DataFrame) -> pd.Series:
+    """The accuracy of each row, 0 where a replica diverged before it had one."""
+    return pd.to_numeric(rows["accuracy"]).fillna(0.0)
+
+
+def _point(valid: pd.DataFrame | None, test: pd.DataFrame, slices: list[str], bootstrap: Bootstrap) -> dict[str, Any]:
     first = test.iloc[0]
-    if valid is None:
-        raise InputError(f"trial {first['trial']} has no validation rows to choose a learning rate by")
-    by_rate = valid.assign(accuracy=_accuracy(valid)).groupby("learning_rate")["accuracy"].mean()
-    rate, edge = choose_learning_rate({float(lr): float(a) for lr, a in by_rate.items()})
+    rates = learning_rates(valid, first["trial"])
+    rate, edge = choose_learning_rate(rates)
     replicas = test.drop_duplicates(["learning_rate", "seed"])
-    test = test.assign(accuracy=_accuracy(test))
+    test = test.assign(accuracy=accuracies(test))
     used = test[test["learning_rate"] == rate]
     by_seed = used.groupby("seed")["accuracy"].mean()
     by_slice = used.groupby("slice")
+    ci = bootstrap.of_mean(by_seed.tolist())
+    diverged = replicas["status"] != "ok"
+    largest = used.loc[used["state_bytes"].astype(int).idxmax()]
     return {
         "trial": first["trial"],
         "architecture": first["architecture"],
@@ -110,27 +143,39 @@ def _point(valid: pd.DataFrame | None, test: pd.DataFrame, slices: list[str]) ->
         "task": first["task"],
         "learning_rate": rate,
         "edge": edge,
-        "valid": float(by_rate[rate]),
+        "rates": rates,
+        "valid": rates[rate],
         "recall": float(by_seed.mean()),
+        "ci_low": ci.low,
+        "ci_high": ci.high,
         "recall_low": float(by_seed.min()),
         "recall_high": float(by_seed.max()),
         "recall_std": float(by_seed.std()),
+        "recall_by_seed": {int(seed): float(value) for seed, value in by_seed.items()},
         "n_seeds": len(by_seed),
+        "n_seeds_diverged": int(diverged[replicas["learning_rate"] == rate].sum()),
         "n_replicas": len(replicas),
-        "n_diverged": int((replicas["status"] != "ok").sum()),
-        "state_bytes": int(used["state_bytes"].max()),
+        "n_diverged": int(diverged.sum()),
+        "state_bytes": int(largest["state_bytes"]),
         "state_elements": int(used["state_elements"].max()),
+        "state_parts": part_bytes(largest.get("state_parts")),
         "slice_recall": {name: float(by_slice["accuracy"].mean()[name]) for name in slices},
         "test_hash": {name: by_slice["test_hash"].first()[name] for name in slices},
         "examples": {name: int(by_slice["examples"].first()[name]) for name in slices},
     }
 
 
-def _accuracy(rows: pd.DataFrame) -> pd.Series:
-    return pd.to_numeric(rows["accuracy"]).fillna(0.0)
+def part_bytes(parts: Any) -> dict[str, int]:
+    """Bytes of each component of a row's `state_parts`, whatever their dtypes; empty where a row does not say."""
+    return {name: int(sum(sizes.values())) for name, sizes in parts.items()} if isinstance(parts, dict) else {}
 
 
-def _one_task(rows: pd.DataFrame, task: str | None) -> pd.DataFrame:
+def of_one_task(rows: pd.DataFrame, task: str | None = None) -> pd.DataFrame:
+    """The rows of a task, or all of them where they are of one.
+
+    Raises:
+        InputError: `task` is not there, or none is chosen and there are several.
+    """
     tasks = sorted(rows["task"].unique())
     if task is not None:
         if task not in tasks:

@@ -1,6 +1,7 @@
 """The reading side of a run folder: `runs/NAME/` with `sweep.json` and `results.jsonl`. Nothing here writes."""
 
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,15 @@ _MAYBE: dict[str, tuple[type, ...]] = {
 COLUMNS = (*_ALWAYS, *_WHERE_SCORED, *_MAYBE)
 """What every row must have to be read here. Rows may have more."""
 
+_SINCE: dict[str, type] = {"params": dict, "trained": dict, "limits": list, "curve": list, "state_parts": dict}
+"""What rows of an older version lack: None there, once read."""
+
+_NAMED = (
+    re.compile(r"T(?P<seq_len>\d+)(-N(?P<num_pairs>\d+))?(-P(?P<passes>\d+))?"),
+    re.compile(r"A(?P<size_a>\d+)-B(?P<size_b>\d+)(-P(?P<passes>\d+))?"),
+)
+"""What the name of a slice says of its sizes, for rows that do not."""
+
 _CELL = ["learning_rate", "seed", "split", "slice"]
 
 
@@ -53,7 +63,8 @@ def load_runs(paths: Sequence[Path]) -> pd.DataFrame:
         paths: run folders, or their `results.jsonl`.
 
     Returns:
-        The keys of `zoology.record.TrialResult.rows` as columns, and `run`, the name of the run folder.
+        The keys of `zoology.record.TrialResult.rows` as columns, and `run`, the name of the run folder. Of rows that an
+        older version wrote, `params` is what the name of the slice says, and what they lack is None.
 
     Raises:
         InputError: a path is missing or is no run, it holds nothing yet, no trial finished, or a row cannot be read.
@@ -72,7 +83,25 @@ def load_runs(paths: Sequence[Path]) -> pd.DataFrame:
     failed = rows[~scored & ~rows["trial"].isin(done["trial"])].drop_duplicates("trial", keep="last")
     if done.empty:
         raise InputError(_nothing_finished(paths, failed))
-    return pd.concat([done, failed]).sort_index().reset_index(drop=True)
+    return completed(pd.concat([done, failed]).sort_index().reset_index(drop=True))
+
+
+def completed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of any version with the columns of today; see `load_runs`."""
+    values = {
+        key: [value if isinstance(value, kind) else None for value in rows[key]] if key in rows else [None] * len(rows)
+        for key, kind in _SINCE.items()
+    }
+    values["params"] = [
+        _params_of(name) if params is None and isinstance(name, str) else params
+        for params, name in zip(values["params"], rows["slice"], strict=True)
+    ]
+    return rows.assign(**{key: pd.Series(value, index=rows.index, dtype=object) for key, value in values.items()})
+
+
+def _params_of(name: str) -> dict[str, int] | None:
+    found = next((match for pattern in _NAMED if (match := pattern.fullmatch(name))), None)
+    return {"passes": 1} | {key: int(value) for key, value in found.groupdict().items() if value} if found else None
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:

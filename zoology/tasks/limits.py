@@ -1,8 +1,21 @@
 """How much state a task needs at least: the bounds that several tasks share."""
 
 import math
+from collections.abc import Callable
 
 from zoology.registry import InputError
+
+TABULATED = (*(k / 40 for k in range(1, 40)), 0.99, 0.999, 1.0)
+"""Accuracies at which a limit is written down."""
+
+
+def tabulate(state_bits: Callable[[float], float | None]) -> tuple[tuple[float, float], ...]:
+    """(accuracy, bits) of a task's `state_bits` at `TABULATED`, where it is known, finite and more than nothing.
+
+    Bits are rounded down to a hundredth: a limit may be stated too low, never too high.
+    """
+    found = ((accuracy, state_bits(accuracy)) for accuracy in TABULATED)
+    return tuple((accuracy, math.floor(100 * bits) / 100) for accuracy, bits in found if bits and math.isfinite(bits))
 
 
 def recall_bits(accuracy: float, *, answers: int, choices: int, entropy: float | None = None) -> float:

@@ -9,11 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from zoology.analysis.style import Look, ink
+from zoology.analysis.plots.style import Look, ink
 
 # Distances as shares of the text's size, so that they hold at any width of the figure.
 _NEAR = 0.85  # from a point to its label
 _OWN, _OTHER, _LABEL = 0.4, 0.7, 0.4  # clearance from what belongs to the label's own line, to others, to other labels
+_FRAME = 0.2  # and from the axes
 _SIDES = (
     (1.0, 0.0, "left", "center"),
     (0.0, 1.0, "center", "bottom"),
@@ -49,7 +50,7 @@ def label_lines(axes: Axes, lines: dict[str, Line], looks: dict[str, Look], size
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
     figure.draw_without_rendering()
     em = size * figure.dpi / 72.0  # of the text, in pixels
-    box = axes.get_window_extent()
+    box = axes.get_window_extent().padded(-_FRAME * em)
     drawn = {name: _ink_of(axes, line) for name, line in lines.items()}
     placed: list[tuple[float, float, float, float]] = []
     texts = []

@@ -1,0 +1,70 @@
+"""The commands that read finished runs: `plot`. They need no torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoology.registry import InputError
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)]
+TaskOfRows = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only this task's rows.")]
+SlicesOfRows = Annotated[str | None, typer.Option("--slice", metavar="LIST", help="Average over these slices only.")]
+
+
+def plot(
+    runs: Runs,
+    kind: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="frontier, slices, learning-rate, training, extrapolation, order, state; or all that the rows hold.",
+        ),
+    ] = "frontier",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the picture goes: .png, .svg or .pdf. Of several kinds, each adds its name. Default: KIND.png.",
+            show_default=False,
+        ),
+    ] = None,
+    task: TaskOfRows = None,
+    slices: SlicesOfRows = None,
+    published: Annotated[
+        bool, typer.Option("--published", metavar="", help="Overlay what others have published on the frontier.")
+    ] = False,
+    width: Annotated[
+        float, typer.Option(metavar="INCHES", help="3.3 is a paper's column, 10 a slide; text grows more slowly.")
+    ] = 5.0,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="A line above the picture.")] = None,
+) -> None:
+    """Draw one or several runs in one picture: the frontier, or another kind. Needs no torch."""
+    from zoology.analysis.frontier import points
+    from zoology.analysis.plots import KINDS, draw, save, size_of
+    from zoology.analysis.records import load_runs
+    from zoology.analysis.words import points_table
+    from zoology.cli import stdout
+    from zoology.flags import split_names
+    from zoology.tables import results_table
+
+    rows = load_runs(runs)
+    chosen = split_names(slices) if slices else None
+    kinds = list(KINDS) if kind == "all" else list(dict.fromkeys(split_names(kind)))
+    if published and "frontier" not in kinds:
+        raise InputError(f"published points can be laid over the frontier, not over {', '.join(kinds)}")
+    if "frontier" in kinds:
+        stdout.print(results_table(points_table(points(rows, chosen, task)), stdout.width))
+    for each in kinds:
+        place = out or Path(f"{each}.png")
+        place = place.with_name(f"{place.stem}-{each}{place.suffix}") if out and len(kinds) > 1 else place
+        overlay = published and each == "frontier"
+        try:
+            figure = draw(each, rows, slices=chosen, task=task, published=overlay, title=title, size=size_of(width))
+        except InputError as error:
+            if kind != "all" or each == "frontier":  # what ails the frontier ails them all
+                raise
+            stdout.print(f"no {each}: {error}", style="dim", soft_wrap=True)
+            continue
+        save(figure, place)
+        stdout.print(f"picture  {place}", soft_wrap=True)
