@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `plot`. They need no torch."""
+"""The commands that read finished runs: `plot`, `table`, `report`. They need no torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -68,3 +68,35 @@ def plot(
             continue
         save(figure, place)
         stdout.print(f"picture  {place}", soft_wrap=True)
+
+
+def table(
+    runs: Runs,
+    kind: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="points: every trial; budgets: recall at 1, 4, 16, 64 KB; needed: bytes for 50, 90, 99 %; leaders: "
+            "who leads at each budget.",
+        ),
+    ] = "points",
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="markdown, latex or csv.")] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where it goes. Default: printed.", show_default=False)
+    ] = None,
+    task: TaskOfRows = None,
+    slices: SlicesOfRows = None,
+) -> None:
+    """Write the points, or what they say, as a table for a paper, a page or a program. Needs no torch."""
+    from zoology.analysis.files import write_whole
+    from zoology.analysis.frontier import points
+    from zoology.analysis.records import load_runs
+    from zoology.analysis.tables import render
+    from zoology.flags import split_names
+
+    found = points(load_runs(runs), split_names(slices) if slices else None, task)
+    text = render(kind, form, found)
+    if out is None:
+        typer.echo(text, nl=False)  # not through Rich, which would wrap it
+    else:
+        write_whole(out, text.encode(), "table")

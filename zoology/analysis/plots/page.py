@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
+from zoology.analysis.files import write_whole
 from zoology.analysis.plots.style import MARKER_SIZE, Look, looks
 from zoology.analysis.words import human_bytes
 from zoology.registry import InputError
@@ -250,12 +250,4 @@ def save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "zoology", "pdf.fonttype": 42}):
         figure.savefig(content, format=kind[1:], dpi=300, metadata=_METADATA[kind])
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content.getvalue())
-        os.replace(draft, path)
-    except OSError as error:
-        raise InputError(f"figure {str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        if draft.is_file():
-            draft.unlink()
+    write_whole(path, content.getvalue(), "figure")
