@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from zoology.cli_runs import plot, table
+from zoology.cli_runs import plot, report, table
 from zoology.cli_tasks import PluginFiles, ScaleName, Slices, TaskArgument, export, score
 from zoology.registry import InputError
 
@@ -280,8 +280,8 @@ def mixers(plugin: PluginFiles = None) -> None:
     from zoology.tables import registered_table
 
     load_plugins(plugin or ())
-    for table in registered_table():
-        stdout.print(table, "")
+    for listed in registered_table():
+        stdout.print(listed, "")
 
 
 def tasks(plugin: PluginFiles = None) -> None:
@@ -355,6 +355,6 @@ def version() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (sweep, train, plot, table, sample, export, score, tasks, mixers, audit, version)
+    for function in (sweep, train, plot, table, report, sample, export, score, tasks, mixers, audit, version)
 }
 """In the order in which `--help` shows them."""

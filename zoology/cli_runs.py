@@ -10,6 +10,9 @@ from zoology.registry import InputError
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)]
 TaskOfRows = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only this task's rows.")]
 SlicesOfRows = Annotated[str | None, typer.Option("--slice", metavar="LIST", help="Average over these slices only.")]
+Published = Annotated[
+    bool, typer.Option("--published", metavar="", help="Overlay what others have published on the frontier.")
+]
 
 
 def plot(
@@ -31,9 +34,7 @@ def plot(
     ] = None,
     task: TaskOfRows = None,
     slices: SlicesOfRows = None,
-    published: Annotated[
-        bool, typer.Option("--published", metavar="", help="Overlay what others have published on the frontier.")
-    ] = False,
+    published: Published = False,
     width: Annotated[
         float, typer.Option(metavar="INCHES", help="3.3 is a paper's column, 10 a slide; text grows more slowly.")
     ] = 5.0,
@@ -100,3 +101,21 @@ def table(
         typer.echo(text, nl=False)  # not through Rich, which would wrap it
     else:
         write_whole(out, text.encode(), "table")
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    task: TaskOfRows = None,
+    slices: SlicesOfRows = None,
+    published: Published = False,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the page.")] = None,
+) -> None:
+    """Write one page that tells all of one or several runs, to be opened in a browser, offline. Needs no torch."""
+    from zoology.analysis.report import write_report
+    from zoology.cli import stdout, typed
+    from zoology.flags import split_names
+
+    chosen = split_names(slices) if slices else None
+    write_report(runs, out, command=typed(), slices=chosen, task=task, published=published, title=title)
+    stdout.print(f"report   {out}", soft_wrap=True)

@@ -22,7 +22,7 @@ def folder(run, trial):
 
 
 def test_what_was_asked_is_said_and_what_was_not_is_left_out(folder):
-    (facts,) = read_facts([folder], ["mine"])
+    (facts,) = read_facts([folder])
     assert dict(asked(facts, load_runs([folder]))) == {
         "architectures": "based",
         "feature dim": "8, 16",
@@ -38,7 +38,7 @@ def test_what_was_asked_is_said_and_what_was_not_is_left_out(folder):
 
 def test_rows_alone_are_a_run_too(folder):
     (folder / "sweep.json").unlink()
-    (facts,) = read_facts([folder / "results.jsonl"], ["mine"])
+    (facts,) = read_facts([folder / "results.jsonl"])
     assert (facts.sweep, facts.environment, facts.verdicts, facts.command) == (None, None, None, "")
     assert dict(asked(facts, load_runs([folder])))["trials"] == "2 finished"
 
@@ -55,4 +55,4 @@ def test_rows_alone_are_a_run_too(folder):
 def test_a_file_that_is_not_ours_is_named(folder, file, text, said):
     (folder / file).write_text(text)
     with pytest.raises(InputError, match=said):
-        read_facts([folder], ["mine"])
+        read_facts([folder])

@@ -237,6 +237,25 @@ def samples(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.column_stack([np.asarray(x, float), np.asarray(y, float)])
 
 
+def encode(figure: Figure, suffix: str, dpi: int = 300) -> bytes:
+    """A figure as the content of a file, the same bytes each time.
+
+    Args:
+        figure: of this package.
+        suffix: .png, .svg or .pdf.
+        dpi: dots per inch, of PNG.
+
+    Raises:
+        InputError: another suffix.
+    """
+    if suffix not in _METADATA:
+        raise InputError(f"a figure can be written as {', '.join(_METADATA)}, not as {suffix!r}")
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "zoology", "pdf.fonttype": 42}):
+        figure.savefig(content, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])
+    return content.getvalue()
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG (300 dpi), SVG or PDF, by its suffix: whole or not at all, the same bytes each time.
 
@@ -247,7 +266,4 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in _METADATA:
         raise InputError(f"figure {path.name!r}: the name must end in {', '.join(_METADATA)}")
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "zoology", "pdf.fonttype": 42}):
-        figure.savefig(content, format=kind[1:], dpi=300, metadata=_METADATA[kind])
-    write_whole(path, content.getvalue(), "figure")
+    write_whole(path, encode(figure, kind), "figure")

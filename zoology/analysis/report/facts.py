@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from zoology.analysis.records import results_file
+from zoology.analysis.records import results_files, run_names
 from zoology.record import AUDIT, ENVIRONMENT, FORMAT, SWEEP
 from zoology.registry import InputError
 
@@ -39,20 +39,20 @@ class RunFacts(NamedTuple):
         return len(trials) if isinstance(trials, list) else None
 
 
-def read_facts(paths: Sequence[Path], names: Sequence[str]) -> list[RunFacts]:
+def read_facts(paths: Sequence[Path]) -> list[RunFacts]:
     """The facts of each run.
 
     Args:
         paths: run folders, or their `results.jsonl`.
-        names: what to call each.
 
     Raises:
         InputError: a path is no run, or one of its files is no file of ours or of a newer version.
     """
+    files = results_files(paths)
     found = []
-    for path, name in zip(paths, names, strict=True):
-        folder = results_file(path).parent
-        sweep, environment, audit = (_read(folder / file) for file in (SWEEP, ENVIRONMENT, AUDIT))
+    for file, name in zip(files, run_names(files), strict=True):
+        folder = file.parent
+        sweep, environment, audit = (_read(folder / beside) for beside in (SWEEP, ENVIRONMENT, AUDIT))
         verdicts = None if audit is None else audit.get("verdicts")
         if verdicts is not None and not _are_verdicts(verdicts):
             raise InputError(f"{folder / AUDIT} holds no verdicts of an audit: mend or remove it")
