@@ -26,6 +26,9 @@ def write_report(paths: Sequence[Path], out: Path, **options: Any) -> None:
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"report {out.name!r}: the name must end in .html")
-    if not out.parent.is_dir():  # said before the work, not after it
+    # Said before the work, not after it.
+    if not out.parent.is_dir():
         raise InputError(f"report {str(out)!r} cannot be written: there is no folder {str(out.parent)!r}")
+    if out.is_dir():
+        raise InputError(f"report {str(out)!r} cannot be written: it is a folder")
     write_whole(out, lay_out(gather(paths, **options)).encode(), "report")

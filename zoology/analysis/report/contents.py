@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from zoology.analysis.frontier import of_one_task, points
 from zoology.analysis.limits import outer_product_of, task_limit
 from zoology.analysis.plots.frontier import caption
-from zoology.analysis.plots.kinds import KINDS, draw
+from zoology.analysis.plots.kinds import KINDS, Wish
 from zoology.analysis.plots.page import encode, size_of
 from zoology.analysis.published import published as published_points
 from zoology.analysis.records import failures, load_runs
@@ -110,8 +110,9 @@ def gather(
     found = points(rows, slices)
     facts = read_facts(paths)
     of_run = {each.name: rows[rows["run"] == each.name] for each in facts}
-    figure = draw("frontier", rows, slices=slices, published=published, size=size_of(WIDTH))
-    pictures, absent = _pictures(rows, slices)
+    wish = Wish(rows, found, slices, published, None, size_of(WIDTH))
+    figure = KINDS["frontier"](wish)
+    pictures, absent = _pictures(wish)
     name = str(found["task"].iloc[0])
     return Contents(
         title=title or f"{name}: {', '.join(found['architecture'].unique())}",
@@ -150,14 +151,14 @@ def _text(kind: str, found: pd.DataFrame) -> pd.DataFrame:
     return without_empty(TABLES[kind].text(found)).rename(columns={"frontier": ""})
 
 
-def _pictures(rows: pd.DataFrame, slices: Sequence[str] | None) -> tuple[list[Picture], dict[str, str]]:
+def _pictures(wish: Wish) -> tuple[list[Picture], dict[str, str]]:
     """Every kind but the frontier that the rows hold, and of the others why not."""
     made, absent = [], {}
     for kind in [*HEADINGS, *(kind for kind in KINDS if kind not in HEADINGS)]:
         if kind == "frontier":
             continue
         try:
-            made.append(_picture(kind, draw(kind, rows, slices=slices, size=size_of(WIDTH))))
+            made.append(_picture(kind, KINDS[kind](wish)))
         except InputError as error:
             absent[HEADINGS.get(kind, kind)] = str(error)
     return made, absent

@@ -4,6 +4,7 @@ Drawn by plotly.js, which comes with the package `plotly`. It is put into the pa
 """
 
 import base64
+import functools
 import gzip
 import html
 import math
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from zoology.analysis.frontier import frontier
 from zoology.analysis.plots.page import dashed_of, ordered_looks, place_of_zero
-from zoology.analysis.plots.style import Look, lighter
+from zoology.analysis.plots.style import MARKER_SIZE, Look, lighter
 from zoology.analysis.words import human_bytes, percent, spell_dials
 
 _SYMBOLS: dict[Any, str] = {
@@ -103,6 +104,7 @@ def interactive(
     return str(figure.to_json()).replace("<", "\\u003c")
 
 
+@functools.cache
 def library() -> str:
     """plotly.js as base64 of gzip, the same each time."""
     from plotly.offline import get_plotlyjs
@@ -164,7 +166,7 @@ def _of_architecture(
                 "line": {"color": color, "width": 2, "dash": "dash" if dashed else _dash(look)},
                 "marker": {
                     "symbol": symbol,
-                    "size": 10,
+                    "size": 10 * MARKER_SIZE.get(look.marker, 1.0),
                     "color": color if on_line else "white",
                     "line": {"color": "white" if on_line else color, "width": 1 if on_line else 1.5},
                 },
@@ -264,8 +266,13 @@ def _layout(frame: Frame, names: int) -> dict[str, Any]:
             "range": [math.log10(frame.low), math.log10(frame.high)],
             "tickvals": [size for size, _ in frame.ticks],
             "ticktext": [text for _, text in frame.ticks],
-            "title": {"text": "State kept after the context"},
+            "title": {"text": "State kept after the context", "font": {"size": 14}},
         },
-        "yaxis": {**axis, "range": [-3, 106], "tickvals": list(range(0, 101, 20)), "title": {"text": "Recall (%)"}},
+        "yaxis": {
+            **axis,
+            "range": [-3, 106],
+            "tickvals": list(range(0, 101, 20)),
+            "title": {"text": "Recall (%)", "font": {"size": 14}},
+        },
         "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
     }

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import re
 from importlib.resources import files
 
 import pandas as pd
@@ -11,7 +10,7 @@ from zoology.analysis.report.contents import Contents, Picture, Section
 from zoology.analysis.report.interactive import library
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_NUMBER = re.compile(r"[<>≤]? ?[\d.]+\+?( %| [KMGT]?B)?( \(?[\d.]+.*)?")
+_SHORT = 18  # characters of a cell that is better scrolled to than broken
 
 
 def lay_out(contents: Contents) -> str:
@@ -109,17 +108,16 @@ def _section(section: Section) -> str:
 
 def table(frame: pd.DataFrame) -> str:
     """A table of text as HTML; a row that is marked * in its first column is set off."""
-    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in frame.columns)
+    head = "".join(f'<th scope="col"{_short(str(column))}>{_text(column)}</th>' for column in frame.columns)
     rows = []
     for row in frame.astype(str).itertuples(index=False):
         kind = ' class="best"' if row[0] == "*" else ""
-        rows.append(f"<tr{kind}>{''.join(_cell(cell) for cell in row)}</tr>")
+        rows.append(f"<tr{kind}>{''.join(f'<td{_short(cell)}>{_text(cell)}</td>' for cell in row)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _cell(cell: str) -> str:
-    kind = ' class="number"' if _NUMBER.fullmatch(cell) else ""
-    return f"<td{kind}>{_text(cell)}</td>"
+def _short(cell: str) -> str:
+    return ' class="short"' if len(cell) <= _SHORT else ""
 
 
 def _commands(contents: Contents) -> str:
