@@ -252,10 +252,12 @@ def test_nothing_that_a_run_holds_becomes_markup(run, trial):
 
 
 def test_others_points_are_laid_over_and_named_as_such(run, trial):
-    traces = read(run("mine", trial(spread(0.3), state=1024)), published=True).figure["data"]
+    page = read(run("mine", trial(spread(0.3), state=1024)), published=True)
+    traces = page.figure["data"]
     others = [trace for trace in traces if trace["name"].endswith("(published)")]
     assert others
     assert all("published" in trace["text"][0] for trace in others)
+    assert "of other slices, so not comparable" in page.text
 
 
 @pytest.mark.parametrize(

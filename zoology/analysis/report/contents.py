@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from zoology.analysis.frontier import of_one_task, points
 from zoology.analysis.limits import outer_product_of, task_limit
-from zoology.analysis.plots.frontier import caption
 from zoology.analysis.plots.kinds import KINDS, Wish
 from zoology.analysis.plots.page import encode, size_of
 from zoology.analysis.published import published as published_points
@@ -60,7 +59,7 @@ class Contents(NamedTuple):
 
     Attributes:
         title: of the page.
-        lead: a line on what was measured.
+        note: what was measured, and what is drawn in the frontier beside it.
         asked: by run, what it was asked and how far it came.
         commands: by run, the command that it came from.
         frontier: the static figure; `interactive`, the same for plotly.js.
@@ -72,7 +71,7 @@ class Contents(NamedTuple):
     """
 
     title: str
-    lead: str
+    note: str
     asked: dict[str, list[tuple[str, str]]]
     commands: dict[str, str]
     frontier: Picture
@@ -116,7 +115,7 @@ def gather(
     name = str(found["task"].iloc[0])
     return Contents(
         title=title or f"{name}: {', '.join(found['architecture'].unique())}",
-        lead=caption(found),
+        note=figure.get_supxlabel().replace("\n", " "),
         asked={each.name: asked(each, of_run[each.name]) for each in facts},
         commands={each.name: each.command for each in facts if each.command},
         frontier=_picture("frontier", figure),

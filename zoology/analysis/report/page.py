@@ -10,7 +10,7 @@ from zoology.analysis.report.contents import Contents, Picture, Section
 from zoology.analysis.report.interactive import library
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_SHORT = 18  # characters of a cell that is better scrolled to than broken
+_SHORT = 24  # characters of a cell that is better scrolled to than broken
 
 
 def lay_out(contents: Contents) -> str:
@@ -21,7 +21,6 @@ def lay_out(contents: Contents) -> str:
     """
     body = [
         f"<h1>{_text(contents.title)}</h1>",
-        f'<p class="lead">{_text(contents.lead)}</p>',
         _asked(contents),
         _frontier(contents),
         *(_section(section) for section in contents.tables[:1]),
@@ -80,6 +79,7 @@ def _frontier(contents: Contents) -> str:
             f'<p class="note script-only">{hint}</p>',
             f'<figure id="still">{_image(picture)}</figure>',
             '<div id="drawn"></div>',
+            f'<p class="note script-only">{_text(contents.note)}</p>',
         ]
     )
 
