@@ -416,6 +416,45 @@ def test_plot_draws_and_prints_the_table(run, tmp_path):
     assert "picture  picture.png" in out
 
 
+def test_plot_draws_several_kinds_into_files_of_their_own(run, tmp_path):
+    finished_run(tmp_path / "good")
+    code, out, _ = run("plot", "good", "--kind", "state,slices", "--out", "a.svg", "--width", "3.3")
+    assert code == 0
+    assert (tmp_path / "a-state.svg").is_file()
+    assert (tmp_path / "a-slices.svg").is_file()
+    assert "recall" not in out  # the table belongs to the frontier
+    code, out, _ = run("plot", "good", "--kind", "learning-rate")
+    assert code == 0
+    assert (tmp_path / "learning-rate.png").is_file()
+
+
+def test_plot_of_all_kinds_says_which_the_rows_do_not_hold(run, tmp_path):
+    finished_run(tmp_path / "good")
+    code, out, _ = run("plot", "good", "--kind", "all", "--published", "--out", "all.png")
+    assert code == 0
+    assert "no order: no trial was tested on two sets in both orders" in out
+    assert "no training: these runs have recorded no training curve" in out
+    drawn = {path.name for path in tmp_path.glob("all-*.png")}
+    assert {"all-frontier.png", "all-slices.png", "all-state.png", "all-learning-rate.png"} <= drawn
+    assert not drawn & {"all-order.png", "all-training.png"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--kind", "frontir"), "unknown kind 'frontir': did you mean frontier?"),
+        (("--kind", "order"), "in both orders"),
+        (("--kind", ","), "no kind was given"),
+        (("--kind", "slices", "--published"), "not over slices"),
+        (("--width", "1"), "width = 1.0: must be from 2 to 30 inches"),
+    ],
+)
+def test_plot_refuses_what_cannot_be_drawn(refused, tmp_path, flags, message):
+    finished_run(tmp_path / "good")
+    assert message in refused("plot", "good", *flags)
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.mark.parametrize(
     ("command", "made", "size"),
     [("plot", "frontier.png", 10_000), ("report", "report.html", 1_000_000), ("table --out t.md", "t.md", 100)],

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zoology.registry import InputError
+from zoology.registry import InputError, did_you_mean
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)]
 TaskOfRows = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only this task's rows.")]
@@ -52,6 +52,10 @@ def plot(
     rows = load_runs(runs)
     chosen = split_names(slices) if slices else None
     kinds = list(KINDS) if kind == "all" else list(dict.fromkeys(split_names(kind)))
+    if unknown := [each for each in kinds if each not in KINDS]:
+        raise InputError(f"unknown kind {unknown[0]!r}: {did_you_mean(unknown[0], KINDS)}")
+    if not kinds:
+        raise InputError(f"no kind was given; there are {', '.join(KINDS)}")
     if published and "frontier" not in kinds:
         raise InputError(f"published points can be laid over the frontier, not over {', '.join(kinds)}")
     if "frontier" in kinds:

@@ -54,6 +54,7 @@ def test_table_is_never_above_the_limit_and_leaves_out_what_is_unknown():
     table = tabulate(task.state_bits)
     assert all(0 < bits <= task.state_bits(p) < bits + 0.01 for p, bits in table)
     assert table[-1] == (1.0, pytest.approx(task.state_bits(1.0), abs=0.01))
+    assert tabulate(lambda p: 0.02 * p)[0] == (0.5, 0.01)  # less than a hundredth is nothing
     assert tabulate(lambda p: 12.345 if p == 1 else None) == ((1.0, 12.34),)
     assert tabulate(lambda p: math.inf) == tabulate(lambda p: 0.0) == tabulate(lambda p: None) == ()
 

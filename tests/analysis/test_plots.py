@@ -8,10 +8,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from zoology.analysis import plots
+from zoology.analysis import words
 from zoology.analysis.frontier import points
 from zoology.analysis.plots import human_bytes, plot_frontier, points_table, save
-from zoology.analysis.style import KNOWN, Look, ink, looks
+from zoology.analysis.plots.style import KNOWN, Look, ink, looks
 from zoology.registry import InputError
 
 
@@ -81,10 +81,10 @@ def test_line_goes_through_the_frontier_and_every_trial_is_a_mark(table):
     assert drawn == sorted((x, round(y, 9)) for x, y in zip(table["state_bytes"], table["recall"], strict=True))
 
 
-def test_bars_reach_from_the_worst_to_the_best_seed(table):
+def test_bars_are_the_bootstrap_intervals(table):
     axes = plot_frontier(table).axes[0]
     bars = sorted(tuple(np.round(s, 9).ravel()) for c in axes.collections for s in c.get_segments())
-    rows = table[["state_bytes", "recall_low", "recall_high"]].itertuples(index=False)
+    rows = table[["state_bytes", "ci_low", "ci_high"]].itertuples(index=False)
     assert bars == sorted(tuple(np.round((s, low, s, high), 9)) for s, low, high in rows)
 
 
@@ -164,8 +164,9 @@ def test_a_state_of_nothing_has_its_place(rows, trial):
 def test_caption_says_what_was_measured(table):
     (caption,) = [t.get_text() for t in [plot_frontier(table)._supxlabel]]
     flat = " ".join(caption.split())
-    assert flat == (
-        "Task mqar, slice T64-N4; 1000 test sequences; 2 seeds, bars: worst to best; hollow: below the frontier."
+    assert flat.replace("\u00a0", " ") == (
+        "Task mqar, slice T64-N4; 1000 test sequences; 2 seeds, bars: 95 % bootstrap interval of their mean; "
+        "hollow: below the frontier."
     )
 
 
@@ -261,7 +262,7 @@ def test_table_says_it_in_words(rows, trial):
         "d_model": "64",
         "state": "1.5 KB",
         "recall %": "57.5",
-        "spread": "55.0 to 60.0",
+        "interval": "55.0 to 60.0",
         "T64-N4": "60.0",
         "T64-N8": "55.0",
         "learning rate": ">0.01",
@@ -269,7 +270,7 @@ def test_table_says_it_in_words(rows, trial):
     }
     (row,) = points_table(points(rows(solved))).to_dict("records")
     assert "T64-N4" not in row  # a single slice is the recall itself
-    assert (row["recall %"], row["spread"], row["learning rate"]) == ("99.9", "", "<0.001")  # not quite 100
+    assert (row["recall %"], row["interval"], row["learning rate"]) == ("99.9", "", "<0.001")  # not quite 100
     assert row["notes"] == "1 of 2 diverged"  # solved: the edge is marked, and needs no advice
 
 
@@ -280,4 +281,4 @@ def test_table_marks_the_frontier_of_each_architecture(table):
 
 
 def test_percent_never_rounds_up_to_solved():
-    assert [plots._percent(x) for x in (1.0, 0.9996, 0.99949, 0.0)] == ["100.0", "99.9", "99.9", "0.0"]
+    assert [words.percent(x) for x in (1.0, 0.9996, 0.99949, 0.0)] == ["100.0", "99.9", "99.9", "0.0"]

@@ -38,7 +38,7 @@ def task_limit(rows: pd.DataFrame, slices: Sequence[str] | None = None) -> pd.Da
     """
     tables = slice_limits(rows, slices)
     stairs: dict[float, int] = {}
-    for size in sorted({_enough(bits) for table in tables.values() for _, bits in table}):
+    for size in sorted({_enough(bits) for table in tables.values() for _, bits in table if bits > 0}):
         most = float(np.mean([_allowed(table, 8 * (size - 1)) for table in tables.values()]))
         stairs[round(most, 12)] = size  # the last, which forbids most
     found = pd.DataFrame(stairs.items(), columns=["recall", "state_bytes"])[["state_bytes", "recall"]]

@@ -14,8 +14,12 @@ def tabulate(state_bits: Callable[[float], float | None]) -> tuple[tuple[float, 
 
     Bits are rounded down to a hundredth: a limit may be stated too low, never too high.
     """
-    found = ((accuracy, state_bits(accuracy)) for accuracy in TABULATED)
-    return tuple((accuracy, math.floor(100 * bits) / 100) for accuracy, bits in found if bits and math.isfinite(bits))
+    found = []
+    for accuracy in TABULATED:
+        bits = state_bits(accuracy)
+        if bits is not None and math.isfinite(bits) and bits >= 0.01:
+            found.append((accuracy, math.floor(100 * bits) / 100))
+    return tuple(found)
 
 
 def recall_bits(accuracy: float, *, answers: int, choices: int, entropy: float | None = None) -> float:

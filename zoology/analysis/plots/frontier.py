@@ -13,6 +13,7 @@ from zoology.analysis.plots.page import (
     GREY,
     PAGE,
     Page,
+    cited,
     dashed_of,
     finish,
     legend,
@@ -61,7 +62,7 @@ def plot_frontier(
         size: width and height in inches. A legend adds its own height.
         limit: of `zoology.analysis.limits.task_limit`: shaded, or told of in the note where it lies too far left.
         memory: of `zoology.analysis.limits.outer_product`: a thin line.
-        published: of `zoology.analysis.published.published`: crosses, small and in their architecture's colour.
+        published: of `zoology.analysis.published.published`: small and hollow, on dotted lines.
         comparable: whether the published points are of the slices that `points` are of. Said in the note.
 
     Raises:
@@ -95,13 +96,14 @@ def plot_frontier(
         if len(others):
             where = ", ".join(dict.fromkeys(others["setting"]))
             note.append(
-                f"Crosses: published ({where}), read off a figure, bytes as claimed there"
+                f"On dotted lines: published ({where}), read off a figure, bytes as claimed there"
                 + ("." if comparable else "; of other slices, so not comparable.")
             )
         finish(page, " ".join(note), title)
         if not label_lines(axes, lines, look, page.font):
             size_axis(axes, sizes, x_of_zero, left, ticks=5)
-            legend(page, look, dashed, {name: line.frontier[-1][1] for name, line in lines.items()})
+            heights = {name: line.frontier[-1][1] for name, line in lines.items()}
+            legend(page, look, dashed, heights, only_cited=set(look) - set(measured))
         return settle(page)
 
 
@@ -156,17 +158,12 @@ def _draw(
 def _draw_published(
     axes: Axes, page: Page, published: pd.DataFrame, look: dict[str, Look], lines: dict[str, Line]
 ) -> dict[str, Line]:
-    """Crosses over a dotted line. Gives the architectures' lines with the crosses' ink."""
+    """Small hollow marks on dotted lines. Gives the architectures' lines, with this ink among theirs."""
     found = {}
     for name, part in published.groupby("architecture"):
         part = part.sort_values("state_bytes")
         x, y = part["state_bytes"].to_numpy(float), part["accuracy"].to_numpy(float)
-        color = look[name].color
-        axes.plot(x, y, color=lighter(color, 0.3), linestyle=(0, (1, 1.5)), linewidth=0.9 * page.scale, zorder=2.2)
-        axes.plot(
-            x, y, linestyle="none", marker="x", markersize=3.6 * page.scale, markeredgewidth=0.9 * page.scale,
-            markeredgecolor=color, zorder=2.3,
-        )  # fmt: skip
+        axes.plot(x, y, zorder=2.2, **cited(look[name], page.scale))
         own = lines.get(name)
         found[name] = (
             Line(own.frontier, np.concatenate([own.marks, samples(x, y)]))
@@ -183,7 +180,7 @@ def _leftmost(sizes: pd.Series, limit: pd.DataFrame | None) -> float | None:
     low, high = math.log2(sizes.min()), math.log2(sizes.max())
     last = math.log2(limit["state_bytes"].iloc[-1])
     room = max(3.0, 0.7 * (high - low))
-    return 2 ** (last - 0.35 * room) if last > low - 0.65 * room else None
+    return 2 ** (last - 0.3 * room) if last > low - room else None
 
 
 def _draw_limit(axes: Axes, page: Page, limit: pd.DataFrame | None) -> list[str]:

@@ -153,7 +153,7 @@ def size_axis(
         low = min(low, math.log2(least))
     axes.set_xlim(2**low, 2**high)
     first = math.log2(x_of_zero) + 1 if (sizes == 0).any() else low
-    powers = next(t for step in (1, 2, 5, 10, 20) if len(t := _powers(max(first, 0), high, step)) <= ticks)
+    powers = next(t for step in (1, 2, 4, 5, 10, 20) if len(t := _powers(max(first, 0), high, step)) <= ticks)
     named = [(2.0**k, human_bytes(2**k)) for k in powers]
     if (sizes == 0).any():
         named.insert(0, (x_of_zero, "none"))
@@ -164,8 +164,8 @@ def size_axis(
 
 
 def _powers(low: float, high: float, step: int) -> list[int]:
-    """Multiples of `step` in [low, high]: exponents that are round in bytes, KB and MB alike, as all steps meet 10."""
-    return list(range(math.ceil(low / step) * step, math.floor(high) + 1, step))
+    """10 and what lies whole steps from it, in [low, high]: so that 1 KB is among them wherever it is in view."""
+    return [k for k in range(math.ceil(low), math.floor(high) + 1) if (k - 10) % step == 0]
 
 
 def ordered_looks(names: Collection[str]) -> dict[str, Look]:
@@ -188,24 +188,32 @@ def line_style(look: Look, dashed: bool) -> Any:
     return (0, (4, 2)) if dashed else look.line
 
 
-def handles(look: Mapping[str, Look], dashed: Collection[str], scale: float) -> list[Line2D]:
+def cited(look: Look, scale: float) -> dict[str, Any]:
+    """How published points are drawn: small and hollow, on a dotted line."""
+    mark = marker(look, 0.8 * scale) | {"markeredgewidth": 0.9 * scale}
+    dots = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9 * scale, "color": look.color}
+    return dots | mark | {"markerfacecolor": "white", "markeredgecolor": look.color}
+
+
+def handles(
+    look: Mapping[str, Look], dashed: Collection[str], scale: float, only_cited: Collection[str] = ()
+) -> list[Line2D]:
     """A piece of each architecture's line with its marker, for a legend."""
-    return [
-        Line2D(
-            [],
-            [],
-            color=own.color,
-            linestyle=line_style(own, name in dashed),
-            linewidth=1.2 * scale,
-            markeredgecolor="white",
-            label=name,
-            **marker(own, scale),
-        )
-        for name, own in look.items()
-    ]
+    found = []
+    for name, own in look.items():
+        style = {"linestyle": line_style(own, name in dashed), "linewidth": 1.2 * scale, "color": own.color}
+        style |= marker(own, scale) | {"markeredgecolor": "white"}
+        found.append(Line2D([], [], label=name, **(cited(own, scale) if name in only_cited else style)))
+    return found
 
 
-def legend(page: Page, look: Mapping[str, Look], dashed: Collection[str], heights: Mapping[str, float]) -> None:
+def legend(
+    page: Page,
+    look: Mapping[str, Look],
+    dashed: Collection[str],
+    heights: Mapping[str, float],
+    only_cited: Collection[str] = (),
+) -> None:
     """Names with their lines, where names would not fit beside them.
 
     On a wide page at the right, in the order in which the lines end, highest first; in a column above the axes, where
@@ -213,7 +221,7 @@ def legend(page: Page, look: Mapping[str, Look], dashed: Collection[str], height
     """
     figure, scale = page.figure, page.scale
     names = sorted(look, key=lambda name: -heights[name])
-    lines = handles({name: look[name] for name in names}, dashed, scale)
+    lines = handles({name: look[name] for name in names}, dashed, scale, only_cited)
     if figure.get_figwidth() >= PAGE[0]:
         need = len(lines) * 7.5 * scale * 0.9 * 1.45 / 72 + 0.5 * scale
         if need > figure.get_figheight():
