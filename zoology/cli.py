@@ -346,7 +346,7 @@ def version() -> None:
 
     stdout.print(f"zoology {__version__}")
     stdout.print(f"python {platform.python_version()}", style="dim")
-    for package in ("torch", "ray", "numpy", "pydantic", "pandas", "matplotlib", "typer"):
+    for package in ("torch", "ray", "numpy", "pydantic", "pandas", "matplotlib", "plotly", "typer"):
         try:
             stdout.print(f"{package} {importlib.metadata.version(package)}", style="dim")
         except importlib.metadata.PackageNotFoundError:

@@ -78,13 +78,19 @@ def folder(run, trial):
 
 def make(write, trial):
     """A run of two architectures, two learning rates and two seeds, with all that lies beside its rows."""
-    made = write(
+    trials = (
         trial(spread(0.3), state=1024, dials={"feature_dim": 8}),
         trial(spread(0.6), state=4096),
         trial(spread(0.5), state=8192, dials={"feature_dim": 32}),
         trial(spread(0.97), architecture="attention", state=65536),
     )
-    sweep = {"format": 1, "command": "zoology sweep --arch based", "request": {}, "trials": list("abcd")}
+    made = write(*trials)
+    sweep = {
+        "format": 1,
+        "command": "zoology sweep --arch based",
+        "request": {},
+        "trials": [one.spec.id for one in trials],
+    }
     (made / "sweep.json").write_text(json.dumps(sweep))
     (made / "environment.json").write_text(json.dumps({"zoology": "0.1.0", "packages": {"torch": "2.13.0"}}))
     (made / "audit.json").write_text(json.dumps({"format": 1, "verdicts": [VERDICT]}))

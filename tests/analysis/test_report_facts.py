@@ -10,13 +10,23 @@ from zoology.registry import InputError
 
 ACCURACIES = {(1e-3, 0): (0.5, 0.4), (3e-3, 0): (0.6, 0.5), (1e-3, 1): (0.5, 0.4), (3e-3, 1): (0.6, 0.5)}
 
+ODD_VERDICT = dict.fromkeys(("mixer", "d_model", "settings", "findings", "notes", "growth", "parameters"), "x") | {
+    "state_bytes": [1, 2]
+}
+
 
 @pytest.fixture
 def folder(run, trial):
     """A run with a spec, of two trials of three."""
-    made = run("mine", trial(ACCURACIES), trial(ACCURACIES, dials={"feature_dim": 8}))
+    trials = trial(ACCURACIES), trial(ACCURACIES, dials={"feature_dim": 8})
+    made = run("mine", *trials)
     request = {"scale": "small", "task_params": {"num_pairs": [4, 8]}, "training": {"seeds": [0, 1], "epochs": 2}}
-    sweep = {"format": 1, "command": "zoology sweep", "request": request, "trials": ["a", "b", "c"]}
+    sweep = {
+        "format": 1,
+        "command": "zoology sweep",
+        "request": request,
+        "trials": [*(one.spec.id for one in trials), "c"],
+    }
     (made / "sweep.json").write_text(json.dumps(sweep))
     return made
 
@@ -43,6 +53,15 @@ def test_rows_alone_are_a_run_too(folder):
     assert dict(asked(facts, load_runs([folder])))["trials"] == "2 finished"
 
 
+def test_a_trial_that_another_run_finished_first_is_finished_here_too(folder, run, trial):
+    first = run("first", trial(ACCURACIES))
+    rows = load_runs([first, folder])
+    assert set(rows["run"]) == {"first", "mine"}
+    facts = read_facts([first, folder])
+    assert dict(asked(facts[1], rows))["trials"] == "2 of 3 finished"
+    assert dict(asked(facts[0], rows))["trials"] == "1 finished"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
@@ -50,6 +69,9 @@ def test_rows_alone_are_a_run_too(folder):
         ("sweep.json", "{", "sweep.json is not JSON"),
         ("environment.json", "[]", "environment.json is no file of a run"),
         ("audit.json", '{"verdicts": [{"mixer": "x"}]}', "audit.json holds no verdicts of an audit"),
+        ("audit.json", json.dumps({"verdicts": [ODD_VERDICT]}), "audit.json holds no verdicts of an audit"),
+        ("sweep.json", '{"request": 3}', "sweep.json is no file of a run: its request is 3"),
+        ("sweep.json", '{"request": {"plugins": {"path": 1}}}', "sweep.json is no file of a run: its plugins are"),
     ],
 )
 def test_a_file_that_is_not_ours_is_named(folder, file, text, said):

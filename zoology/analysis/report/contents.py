@@ -14,7 +14,7 @@ from zoology.analysis.plots.kinds import KINDS, Wish
 from zoology.analysis.plots.page import encode, size_of
 from zoology.analysis.published import published as published_points
 from zoology.analysis.records import failures, load_runs
-from zoology.analysis.report.facts import RunFacts, asked, read_facts
+from zoology.analysis.report.facts import RunFacts, asked, read_facts, sizes_after
 from zoology.analysis.report.interactive import Frame, interactive
 from zoology.analysis.tables import TABLES, without_empty
 from zoology.analysis.words import human_bytes, spell_dials
@@ -108,7 +108,6 @@ def gather(
     rows = of_one_task(load_runs(paths), task)
     found = points(rows, slices)
     facts = read_facts(paths)
-    of_run = {each.name: rows[rows["run"] == each.name] for each in facts}
     wish = Wish(rows, found, slices, published, None, size_of(WIDTH))
     figure = KINDS["frontier"](wish)
     pictures, absent = _pictures(wish)
@@ -116,7 +115,7 @@ def gather(
     return Contents(
         title=title or f"{name}: {', '.join(found['architecture'].unique())}",
         note=figure.get_supxlabel().replace("\n", " "),
-        asked={each.name: asked(each, of_run[each.name]) for each in facts},
+        asked={each.name: asked(each, rows) for each in facts},
         commands={each.name: each.command for each in facts if each.command},
         frontier=_picture("frontier", figure),
         interactive=interactive(
@@ -175,7 +174,7 @@ def _audits(facts: Sequence[RunFacts]) -> Section:
     rows = []
     for each in facts:
         for verdict in each.verdicts or ():
-            sizes = {n: sum(sum(part.values()) for part in parts.values()) for n, parts in verdict["state_bytes"]}
+            sizes = sizes_after(verdict)
             rows.append(
                 {
                     "mixer": verdict["mixer"],

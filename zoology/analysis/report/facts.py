@@ -1,7 +1,7 @@
 """What lies beside a run's rows: what was asked, what it ran on, what the audit found of its mixers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +33,14 @@ class RunFacts(NamedTuple):
         return str((self.sweep or {}).get("command", ""))
 
     @property
-    def n_trials(self) -> int | None:
-        """How many trials the sweep consists of, finished or not."""
+    def trials(self) -> list[str] | None:
+        """The ids of all trials of the sweep, finished or not."""
         trials = (self.sweep or {}).get("trials")
-        return len(trials) if isinstance(trials, list) else None
+        return trials if isinstance(trials, list) and all(isinstance(one, str) for one in trials) else None
+
+    def rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those of this run: its trials', where it says which they are, as another run may have finished one first."""
+        return rows[rows["run"] == self.name] if self.trials is None else rows[rows["trial"].isin(self.trials)]
 
 
 def read_facts(paths: Sequence[Path]) -> list[RunFacts]:
@@ -56,6 +60,7 @@ def read_facts(paths: Sequence[Path]) -> list[RunFacts]:
         verdicts = None if audit is None else audit.get("verdicts")
         if verdicts is not None and not _are_verdicts(verdicts):
             raise InputError(f"{folder / AUDIT} holds no verdicts of an audit: mend or remove it")
+        _check_request((sweep or {}).get("request", {}), folder / SWEEP)
         found.append(RunFacts(name, sweep, environment, verdicts))
     return found
 
@@ -78,8 +83,39 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _are_verdicts(verdicts: Any) -> bool:
+    return isinstance(verdicts, list) and all(_is_verdict(verdict) for verdict in verdicts)
+
+
+def _is_verdict(verdict: Any) -> bool:
     keys = {"mixer", "d_model", "settings", "findings", "notes", "growth", "state_bytes", "parameters"}
-    return isinstance(verdicts, list) and all(isinstance(v, dict) and keys <= v.keys() for v in verdicts)
+    if not isinstance(verdict, dict) or not keys <= verdict.keys() or not isinstance(verdict["settings"], dict):
+        return False
+    if not all(isinstance(verdict[key], list) and all(isinstance(x, str) for x in verdict[key]) for key in _LINES):
+        return False
+    try:
+        sizes_after(verdict)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+_LINES = ("findings", "notes")
+
+
+def sizes_after(verdict: Mapping[str, Any]) -> dict[int, int]:
+    """The bytes of the state, of whatever components and dtypes, by the number of tokens after which they were seen."""
+    return {
+        int(tokens): sum(int(size) for sizes in parts.values() for size in sizes.values())
+        for tokens, parts in verdict["state_bytes"]
+    }
+
+
+def _check_request(request: Any, file: Path) -> None:
+    if not isinstance(request, dict):
+        raise InputError(f"{file} is no file of a run: its request is {str(request)[:40]}")
+    for key, kind in (("task_params", dict), ("training", dict), ("plugins", list)):
+        if not isinstance(request.get(key) or kind(), kind):
+            raise InputError(f"{file} is no file of a run: its {key} are {str(request[key])[:40]}")
 
 
 def asked(facts: RunFacts, rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -87,8 +123,9 @@ def asked(facts: RunFacts, rows: pd.DataFrame) -> list[tuple[str, str]]:
 
     Args:
         facts: of the run.
-        rows: of `records.load_runs`, those of this run.
+        rows: of `records.load_runs`, of this run and others.
     """
+    rows = facts.rows(rows)
     request: dict[str, Any] = (facts.sweep or {}).get("request") or {}
     scored = rows[rows["split"].notna()]
     pairs = [
@@ -112,17 +149,23 @@ _SHOWN = ("seeds", "learning_rates")  # of the recipe, what stands on a line of 
 
 def _dials(rows: pd.DataFrame) -> dict[str, list[Any]]:
     """Each dial with the values that were tried of it, in order."""
-    found: dict[str, dict[Any, None]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for dials in rows["dials"]:
         for key, value in dials.items():
-            found.setdefault(str(key), {}).setdefault(value)
-    return {key: sorted(values, key=lambda v: (str(type(v)), v)) for key, values in found.items()}
+            found.setdefault(str(key), {}).setdefault(str(value), value)
+    return {key: sorted(values.values(), key=_rank) for key, values in found.items()}
+
+
+def _rank(value: Any) -> tuple[bool, Any]:
+    """Numbers in their order, then all else by its letters."""
+    number = isinstance(value, int | float)
+    return (not number, value if number else str(value))
 
 
 def _progress(facts: RunFacts, rows: pd.DataFrame) -> str:
     failed = rows[rows["split"].isna()]["trial"].nunique()
     done = rows["trial"].nunique() - failed
-    parts = [f"{done} finished" if facts.n_trials is None else f"{done} of {facts.n_trials} finished"]
+    parts = [f"{done} finished" if facts.trials is None else f"{done} of {len(facts.trials)} finished"]
     return ", ".join(parts + ([f"{failed} failed"] if failed else []))
 
 
