@@ -82,7 +82,7 @@ def table(
         typer.Option(
             metavar="NAME",
             help="points: every trial; budgets: recall at 1, 4, 16, 64 KB; needed: bytes for 50, 90, 99 %; leaders: "
-            "who leads at each budget.",
+            "who leads at each budget; beyond: training; order: of two sets; passes: shown once or repeatedly.",
         ),
     ] = "points",
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="markdown, latex or csv.")] = "markdown",
@@ -94,13 +94,13 @@ def table(
 ) -> None:
     """Write the points, or what they say, as a table for a paper, a page or a program. Needs no torch."""
     from zoology.analysis.files import write_whole
-    from zoology.analysis.frontier import points
+    from zoology.analysis.frontier import of_one_task
     from zoology.analysis.records import load_runs
-    from zoology.analysis.tables import render
+    from zoology.analysis.tables import Given, render
     from zoology.flags import split_names
 
-    found = points(load_runs(runs), split_names(slices) if slices else None, task)
-    text = render(kind, form, found)
+    rows = of_one_task(load_runs(runs), task)
+    text = render(kind, form, Given(rows, split_names(slices) if slices else None))
     if out is None:
         typer.echo(text, nl=False)  # not through Rich, which would wrap it
     else:

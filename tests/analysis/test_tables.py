@@ -7,8 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from zoology.analysis.frontier import points
-from zoology.analysis.tables import TABLES, latex, markdown, render
+from zoology.analysis.tables import TABLES, Given, latex, markdown, render
 from zoology.registry import InputError
 
 
@@ -20,7 +19,7 @@ def table(rows, trial):
         spread = {(1e-3, seed): (recall, recall + (0.02 if seed else -0.02)) for seed in (0, 1)}
         return trial(spread, architecture=architecture, state=state, **more)
 
-    return points(
+    return Given(
         rows(
             at("mine", 1024, 0.25, dials={"my_dial": 4}),
             at("mine", 4096, 0.5, dials={"my_dial": 8}),
@@ -66,27 +65,78 @@ def test_leaders_are_compared_seed_by_seed(table):
 
 
 def test_one_seed_has_no_interval_and_decides_nothing(rows, trial):
-    found = points(rows(*(trial({(1e-3, 0): (r, r)}, architecture=name) for name, r in (("a", 0.5), ("b", 0.9)))))
+    found = Given(rows(*(trial({(1e-3, 0): (r, r)}, architecture=name) for name, r in (("a", 0.5), ("b", 0.9)))))
     leader = read_markdown(render("leaders", "markdown", found))[1]
     assert (leader["lead"], leader["beyond the spread"]) == ("40.0", "unknown: too few seeds")
     assert "interval" not in render("points", "markdown", found)
 
 
+def with_slices(trial, params, accuracies, train=()):
+    """A trial of two seeds with these accuracies on slices of these parameters."""
+    names = tuple(params)
+    return trial(
+        {(1e-3, 0): (accuracies, accuracies), (1e-3, 1): (accuracies, tuple(a + 0.1 for a in accuracies))},
+        slices=names,
+        params=params,
+        train=train or None,
+    )
+
+
+def test_the_order_of_two_sets(rows, trial):
+    slices = {"A2-B8": {"size_a": 2, "size_b": 8}, "A8-B2": {"size_a": 8, "size_b": 2}}
+    table = Given(rows(with_slices(trial, slices, (0.8, 0.5))))
+    assert read_markdown(render("order", "markdown", table)) == [
+        {"architecture": "based", "dials": "feature_dim=16", "d_model": "64", "smaller": "2", "larger": "8",
+         "smaller first %": "85.0", "larger first %": "55.0", "gain": "30.0 (30.0 to 30.0)"}
+    ]  # fmt: skip
+    assert "0.3" in render("order", "csv", table)
+
+
+def test_one_pass_against_two(rows, trial):
+    slices = {"T64-N4": {"num_pairs": 4, "passes": 1}, "T128-N4-P2": {"num_pairs": 4, "passes": 2}}
+    (row,) = read_markdown(render("passes", "markdown", Given(rows(with_slices(trial, slices, (0.4, 0.7))))))
+    assert (row["slice"], row["shown"]) == ("T128-N4-P2", "2")
+    assert (row["shown once %"], row["shown so often %"], row["gain"]) == ("45.0", "75.0", "30.0 (30.0 to 30.0)")
+
+
+def test_passes_may_come_from_two_runs_with_slices_of_their_own(rows, trial):
+    once = with_slices(trial, {"T64-N4": {"num_pairs": 4, "passes": 1}}, (0.4,))
+    twice = with_slices(trial, {"T128-N4-P2": {"num_pairs": 4, "passes": 2}}, (0.7,))
+    table = Given(rows(once, twice))
+    assert "30.0 (30.0 to 30.0)" in render("passes", "markdown", table)
+    with pytest.raises(InputError, match="different slices"):
+        render("points", "markdown", table)
+
+
+def test_within_and_beyond_training(rows, trial):
+    slices = {"T64-N4": {"seq_len": 64}, "T128-N4": {"seq_len": 128}}
+    table = Given(rows(with_slices(trial, slices, (0.9, 0.2), train=({"seq_len": 64},))))
+    (row,) = read_markdown(render("beyond", "markdown", table))
+    assert (row["beyond"], row["within training %"], row["beyond it %"]) == ("T128-N4", "95.0", "25.0")
+    assert row["loss"] == "70.0 (70.0 to 70.0)"
+
+
+@pytest.mark.parametrize("kind", ["order", "passes", "beyond"])
+def test_what_the_rows_do_not_hold_is_refused(table, kind):
+    with pytest.raises(InputError, match=r"no trial was tested|nothing was shown both once"):
+        render(kind, "csv", table)
+
+
 def test_csv_has_the_numbers_themselves(table):
     first, *_ = csv.DictReader(io.StringIO(render("points", "csv", table)))
-    assert float(first["recall"]) == table["recall"][0]
-    assert json.loads(first["recall_by_seed"]) == {str(k): v for k, v in table["recall_by_seed"][0].items()}
+    assert float(first["recall"]) == table.points["recall"][0]
+    assert json.loads(first["recall_by_seed"]) == {str(k): v for k, v in table.points["recall_by_seed"][0].items()}
     needed = pd.read_csv(io.StringIO(render("needed", "csv", table)))
     assert needed.loc[needed["architecture"] == "mine", "state_bytes"].iloc[0] == 4096
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", ["points", "budgets", "needed", "leaders"])
 def test_latex_has_the_same_cells_in_every_row(table, kind):
     lines = render(kind, "latex", table).splitlines()
     assert lines[1].startswith("\\begin{tabular}{l")
     body = [line for line in lines if line.endswith("\\\\")]
     assert {line.count(" & ") + 1 for line in body} == {lines[1].split("{")[-1].count("l")}
-    assert len(body) == len(TABLES[kind].text(table)) + 1
+    assert len(body) == len(TABLES[kind].text(TABLES[kind].numbers(table))) + 1
 
 
 def test_what_would_be_markup_is_not(table):

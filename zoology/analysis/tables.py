@@ -2,36 +2,64 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from zoology.analysis.budgets import bytes_needed, leaders, recall_at
-from zoology.analysis.words import human_bytes, percent, points_table
+from zoology.analysis.frontier import points
+from zoology.analysis.slices import beyond_training, by_order, by_passes, by_slice
+from zoology.analysis.words import human_bytes, percent, points_table, spell_dials
 from zoology.registry import InputError, did_you_mean
 
 NOT_MEASURED = "not measured"
 
 
-class Table(NamedTuple):
-    """How a table is made of `frontier.points`.
+@dataclass(frozen=True)
+class Given:
+    """What tables are made of.
 
     Attributes:
-        numbers: gives it with full precision, a number in each cell.
-        text: gives it as text, a column for what is compared.
+        rows: of `records.load_runs`, of one task.
+        slices: the test slices to look at, by default all.
+    """
+
+    rows: pd.DataFrame
+    slices: Sequence[str] | None = None
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """Raises InputError where the trials cannot share a frontier."""
+        return points(self.rows, self.slices)
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """Every trial slice by slice. They may have been tested on different ones."""
+        table = by_slice(self.rows)
+        return table[table["slice"].isin(list(self.slices))] if self.slices else table
+
+
+class Table(NamedTuple):
+    """A kind of table.
+
+    Attributes:
+        numbers: gives it with full precision, a number in each cell. Raises InputError where the rows do not hold it.
+        text: makes text of that, to be read.
         note: says what its cells mean.
     """
 
-    numbers: Callable[[pd.DataFrame], pd.DataFrame]
+    numbers: Callable[[Given], pd.DataFrame]
     text: Callable[[pd.DataFrame], pd.DataFrame]
     note: str
 
 
-def budgets_table(points: pd.DataFrame) -> pd.DataFrame:
+def budgets_table(found: pd.DataFrame) -> pd.DataFrame:
     """`budgets.recall_at` as text: an architecture in each row, a budget in each column."""
     cells: dict[str, dict[str, str]] = {}
-    for row in recall_at(points).to_dict("records"):
+    for row in found.to_dict("records"):
         cell = NOT_MEASURED
         if row["trial"] is not None:
             more = "+" if row["gap"] else ""
@@ -40,10 +68,10 @@ def budgets_table(points: pd.DataFrame) -> pd.DataFrame:
     return _by_architecture(cells)
 
 
-def needed_table(points: pd.DataFrame) -> pd.DataFrame:
+def needed_table(found: pd.DataFrame) -> pd.DataFrame:
     """`budgets.bytes_needed` as text: an architecture in each row, a recall in each column."""
     cells: dict[str, dict[str, str]] = {}
-    for row in bytes_needed(points).to_dict("records"):
+    for row in found.to_dict("records"):
         if row["trial"] is None:
             cell = f"not reached with {human_bytes(row['above'])}"
         else:
@@ -53,10 +81,10 @@ def needed_table(points: pd.DataFrame) -> pd.DataFrame:
     return _by_architecture(cells)
 
 
-def leaders_table(points: pd.DataFrame) -> pd.DataFrame:
+def leaders_table(found: pd.DataFrame) -> pd.DataFrame:
     """`budgets.leaders` as text: a budget in each row."""
     rows = []
-    for row in leaders(points).to_dict("records"):
+    for row in found.to_dict("records"):
         alone = row["runner_up"] is None
         rows.append(
             {
@@ -74,32 +102,80 @@ def leaders_table(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def differences_table(found: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """A difference between two recalls of each trial as text.
+
+    Args:
+        found: of `slices.by_order`, `by_passes` or `beyond_training`.
+        names: what to call its columns, in their order; the last is the difference.
+    """
+    *shown, difference = names
+    rows = []
+    for row in found.to_dict("records"):
+        cells = {
+            "architecture": row["architecture"],
+            "dials": spell_dials(row["dials"]),
+            "d_model": str(row["d_model"]),
+        }
+        for key in shown:
+            cells[names[key]] = percent(row[key]) if isinstance(row[key], float) else _words(row[key])
+        cells[names[difference]] = f"{_points(row[difference])}{_interval(row['ci_low'], row['ci_high'], _points)}"
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _beyond(given: Given) -> pd.DataFrame:
+    found = beyond_training(given.scored)
+    if found.empty:
+        raise InputError("no trial was tested both within and beyond what it was trained on, as far as the rows say")
+    return found
+
+
+_ORDER = {"small": "smaller", "large": "larger", "small_first": "smaller first %", "large_first": "larger first %",
+          "gain": "gain"}  # fmt: skip
+_PASSES = {"slice": "slice", "passes": "shown", "once": "shown once %", "repeated": "shown so often %", "gain": "gain"}
+_BEYOND = {"slices": "beyond", "within": "within training %", "beyond": "beyond it %", "loss": "loss"}
+_PAIRED = "in points of recall, paired over seeds; in brackets its 95 % bootstrap interval."
+
 _CLEAR = {True: "yes", False: "no", None: "unknown: too few seeds"}
 
 TABLES: dict[str, Table] = {
     "points": Table(
-        lambda points: points,
+        lambda given: given.points,
         points_table,
         "* no point of the same architecture is better; < or > the best learning rate is at the grid's lower or upper "
         "end; interval: 95 % bootstrap interval of the mean over seeds.",
     ),
     "budgets": Table(
-        recall_at,
+        lambda given: recall_at(given.points),
         budgets_table,
         "Of each architecture the trial that is best on validation with no more state than that; in brackets the "
         "95 % bootstrap interval of its mean over seeds. + all that was measured is smaller, so more may be had.",
     ),
     "needed": Table(
-        bytes_needed,
+        lambda given: bytes_needed(given.points),
         needed_table,
         "The smallest state that was measured to reach the recall; in brackets the 95 % bootstrap interval over seeds. "
         "≤ nothing smaller was measured.",
     ),
     "leaders": Table(
-        leaders,
+        lambda given: leaders(given.points),
         leaders_table,
         "The lead is in points of recall, paired over the seeds that both have; in brackets its 95 % bootstrap "
         "interval. It is beyond the spread where that interval excludes 0.",
+    ),
+    "beyond": Table(
+        _beyond, lambda found: differences_table(found, _BEYOND), f"What is lost beyond training, {_PAIRED}"
+    ),
+    "order": Table(
+        lambda given: by_order(given.scored),
+        lambda found: differences_table(found, _ORDER),
+        f"Two sets of so many elements. The gain of showing the smaller first is {_PAIRED}",
+    ),
+    "passes": Table(
+        lambda given: by_passes(given.scored),
+        lambda found: differences_table(found, _PASSES),
+        f"What the repetition gains, {_PAIRED}",
     ),
 }
 """By the name that `table --kind` takes."""
@@ -145,24 +221,25 @@ def csv(table: pd.DataFrame) -> str:
 FORMATS = ("markdown", "latex", "csv")
 
 
-def render(kind: str, form: str, points: pd.DataFrame) -> str:
-    """A table of some points, as text of a format.
+def render(kind: str, form: str, given: Given) -> str:
+    """A table as text of a format.
 
     Args:
         kind: one of `TABLES`.
         form: one of `FORMATS`. CSV has the numbers with full precision, the others have them to be read.
-        points: of `frontier.points`.
+        given: what it is made of.
 
     Raises:
-        InputError: an unknown kind or format.
+        InputError: an unknown kind or format, or the rows do not hold what the table tells.
     """
     if kind not in TABLES:
         raise InputError(f"unknown table {kind!r}: {did_you_mean(kind, TABLES)}")
     if form not in FORMATS:
         raise InputError(f"unknown format {form!r}: {did_you_mean(form, FORMATS)}")
+    numbers = TABLES[kind].numbers(given)
     if form == "csv":
-        return csv(TABLES[kind].numbers(points))
-    text = without_empty(TABLES[kind].text(points))
+        return csv(numbers)
+    text = without_empty(TABLES[kind].text(numbers))
     return markdown(text) if form == "markdown" else latex(text)
 
 
@@ -211,5 +288,9 @@ def _bytes_or_more(size: float) -> str:
     return human_bytes(size) if math.isfinite(size) else "more than was measured"
 
 
-def _points(share: Any) -> str:
+def _words(cell: Any) -> str:
+    return ", ".join(map(str, cell)) if isinstance(cell, tuple) else str(cell)
+
+
+def _points(share: float) -> str:
     return f"{100 * share:.1f}"

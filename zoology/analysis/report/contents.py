@@ -1,6 +1,7 @@
 """What a report says, gathered and not yet laid out: points, figures, tables, and what lies beside the rows."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from zoology.analysis.frontier import of_one_task, points
+from zoology.analysis.frontier import of_one_task
 from zoology.analysis.limits import outer_product_of, task_limit
 from zoology.analysis.plots.kinds import KINDS, Wish
 from zoology.analysis.plots.page import encode, size_of
@@ -16,7 +17,7 @@ from zoology.analysis.published import published as published_points
 from zoology.analysis.records import failures, load_runs
 from zoology.analysis.report.facts import RunFacts, asked, read_facts, sizes_after
 from zoology.analysis.report.interactive import Frame, interactive
-from zoology.analysis.tables import TABLES, without_empty
+from zoology.analysis.tables import TABLES, Given, without_empty
 from zoology.analysis.words import human_bytes, spell_dials
 from zoology.registry import InputError
 
@@ -106,7 +107,8 @@ def gather(
         InputError: a path is no run, the runs cannot share a frontier, or what lies beside them cannot be read.
     """
     rows = of_one_task(load_runs(paths), task)
-    found = points(rows, slices)
+    given = Given(rows, slices)
+    found = given.points
     facts = read_facts(paths)
     wish = Wish(rows, found, slices, published, None, size_of(WIDTH))
     figure = KINDS["frontier"](wish)
@@ -127,7 +129,7 @@ def gather(
         ),
         pictures=pictures,
         absent=absent,
-        tables=[Section(_TITLES[kind], TABLES[kind].note, _text(kind, found)) for kind in _TITLES],
+        tables=_tables(given),
         ends=[
             section
             for section in (_audits(facts), _failed(rows), _notes(rows), _sequences(found), _environments(facts))
@@ -141,12 +143,22 @@ _TITLES = {
     "leaders": "Who leads where",
     "budgets": "Recall at a budget",
     "needed": "State needed",
+    "beyond": "Within and beyond training",
+    "order": "The smaller or the larger set first",
+    "passes": "Shown once or repeatedly",
     "points": "Every trial",
 }
+"""By the kinds of `tables.TABLES`, in the order of the page."""
 
 
-def _text(kind: str, found: pd.DataFrame) -> pd.DataFrame:
-    return without_empty(TABLES[kind].text(found)).rename(columns={"frontier": ""})
+def _tables(given: Given) -> list[Section]:
+    """Those that the rows hold. Where one is missing, its figure has said why."""
+    sections = []
+    for kind, title in _TITLES.items():
+        with suppress(InputError):
+            text = without_empty(TABLES[kind].text(TABLES[kind].numbers(given)))
+            sections.append(Section(title, TABLES[kind].note, text.rename(columns={"frontier": ""})))
+    return sections
 
 
 def _pictures(wish: Wish) -> tuple[list[Picture], dict[str, str]]:
