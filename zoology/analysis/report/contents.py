@@ -30,7 +30,7 @@ _PNG_DPI = 200
 HEADINGS = {
     "frontier": "Recall against state",
     "slices": "Recall by slice",
-    "extrapolation": "Beyond the lengths of training",
+    "extrapolation": "Over the sizes of the task, and beyond training",
     "order": "The order of the sets",
     "state": "What the state consists of",
     "learning-rate": "Learning rates",
