@@ -455,12 +455,50 @@ def test_plot_refuses_what_cannot_be_drawn(refused, tmp_path, flags, message):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_plot_needs_no_torch_and_no_ray(tmp_path):
+@pytest.mark.parametrize(
+    ("command", "made", "size"),
+    [("plot", "frontier.png", 10_000), ("report", "report.html", 1_000_000), ("table --out t.md", "t.md", 100)],
+)
+def test_what_reads_runs_needs_no_torch_and_no_ray(tmp_path, command, made, size):
     finished_run(tmp_path / "good")
     code = "import sys; sys.modules['torch'] = sys.modules['ray'] = None; from zoology.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, "plot", "good"], cwd=tmp_path, capture_output=True, timeout=120)
+    line = [sys.executable, "-c", code, *command.split(), "good"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    assert (tmp_path / made).stat().st_size > size
+
+
+def test_table_prints_lines_that_nothing_wraps(run, tmp_path):
+    finished_run(tmp_path / "good")
+    code, out, _ = run("table", "good", "--format", "csv")
+    assert code == 0
+    assert out.startswith("trial,architecture,dials,")
+    assert len(out.splitlines()) == 5
+    code, out, _ = run("table", "good", "--kind", "budgets", "--format", "latex", "--out", "t.tex")
+    assert (code, out) == (0, "")
+    assert "80.0+" in (tmp_path / "t.tex").read_text()
+
+
+def test_table_and_report_refuse(refused, tmp_path):
+    finished_run(tmp_path / "good")
+    assert "unknown format 'word': known: csv, latex, markdown" in refused("table", "good", "--format", "word")
+    assert "unknown table 'budget': did you mean budgets?" in refused("table", "good", "--kind", "budget")
+    assert "'nowhere/t.md' cannot be written" in refused("table", "good", "--out", "nowhere/t.md")
+    assert "the name must end in .html" in refused("report", "good", "--out", "x.pdf")
+    assert "'nowhere/x.html' cannot be written" in refused("report", "good", "--out", "nowhere/x.html")
+    assert "there is no such folder" in refused("report", "absent")
+
+
+def test_a_real_run_has_a_report_that_tells_how_it_was_made(run, tmp_path, monkeypatch):
+    line = "train --arch short-conv --d-model 16 --train-examples 64 --test-examples 64 --learning-rates 1e-2 --name x"
+    monkeypatch.setattr(sys, "argv", ["zoology", *line.split()])
+    assert run(*line.split())[0] == 0
+    monkeypatch.setattr(sys, "argv", ["zoology", "report", "runs/x"])
+    code, out, _ = run("report", "runs/x")
+    assert (code, out) == (0, "report   report.html\n")
+    page = (tmp_path / "report.html").read_text()
+    for words in (f"zoology {line}", "What the audit found", "1 of 1 finished", "Environment", "zoology report runs/x"):
+        assert words in page, words
 
 
 def test_a_failed_run_prints_where_the_tracebacks_are_and_exits_with_1(run, tmp_path, monkeypatch):

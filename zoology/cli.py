@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from zoology.cli_models import evaluate
-from zoology.cli_runs import plot
+from zoology.cli_runs import plot, report, table
 from zoology.cli_tasks import PluginFiles, ScaleName, Slices, TaskArgument, export, score
 from zoology.registry import InputError
 
@@ -367,7 +367,7 @@ def version() -> None:
 
     stdout.print(f"zoology {__version__}")
     stdout.print(f"python {platform.python_version()}", style="dim")
-    for package in ("torch", "ray", "numpy", "pydantic", "pandas", "matplotlib", "typer"):
+    for package in ("torch", "ray", "numpy", "pydantic", "pandas", "matplotlib", "plotly", "typer"):
         try:
             stdout.print(f"{package} {importlib.metadata.version(package)}", style="dim")
         except importlib.metadata.PackageNotFoundError:
@@ -376,6 +376,6 @@ def version() -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (sweep, train, plot, evaluate, sample, export, score, tasks, mixers, audit, version)
+    for function in (sweep, train, plot, table, report, evaluate, sample, export, score, tasks, mixers, audit, version)
 }
 """In the order in which `--help` shows them."""

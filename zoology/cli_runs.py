@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `plot`. They need no torch."""
+"""The commands that read finished runs: `plot`, `table`, `report`. They need no torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,9 @@ from zoology.registry import InputError, did_you_mean
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)]
 TaskOfRows = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only this task's rows.")]
 SlicesOfRows = Annotated[str | None, typer.Option("--slice", metavar="LIST", help="Average over these slices only.")]
+Published = Annotated[
+    bool, typer.Option("--published", metavar="", help="Overlay what others have published on the frontier.")
+]
 
 
 def plot(
@@ -31,9 +34,7 @@ def plot(
     ] = None,
     task: TaskOfRows = None,
     slices: SlicesOfRows = None,
-    published: Annotated[
-        bool, typer.Option("--published", metavar="", help="Overlay what others have published on the frontier.")
-    ] = False,
+    published: Published = False,
     width: Annotated[
         float, typer.Option(metavar="INCHES", help="3.3 is a paper's column, 10 a slide; text grows more slowly.")
     ] = 5.0,
@@ -72,3 +73,53 @@ def plot(
             continue
         save(figure, place)
         stdout.print(f"picture  {place}", soft_wrap=True)
+
+
+def table(
+    runs: Runs,
+    kind: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="points: every trial; budgets: recall at 1, 4, 16, 64 KB; needed: bytes for 50, 90, 99 %; leaders: "
+            "who leads at each budget; beyond: training; order: of two sets; passes: shown once or repeatedly.",
+        ),
+    ] = "points",
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="markdown, latex or csv.")] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where it goes. Default: printed.", show_default=False)
+    ] = None,
+    task: TaskOfRows = None,
+    slices: SlicesOfRows = None,
+) -> None:
+    """Write the points, or what they say, as a table for a paper, a page or a program. Needs no torch."""
+    from zoology.analysis.files import write_whole
+    from zoology.analysis.frontier import of_one_task
+    from zoology.analysis.records import load_runs
+    from zoology.analysis.tables import Given, render
+    from zoology.flags import split_names
+
+    rows = of_one_task(load_runs(runs), task)
+    text = render(kind, form, Given(rows, split_names(slices) if slices else None))
+    if out is None:
+        typer.echo(text, nl=False)  # not through Rich, which would wrap it
+    else:
+        write_whole(out, text.encode(), "table")
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("report.html"),
+    task: TaskOfRows = None,
+    slices: SlicesOfRows = None,
+    published: Published = False,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the page.")] = None,
+) -> None:
+    """Write one page that tells all of one or several runs, to be opened in a browser, offline. Needs no torch."""
+    from zoology.analysis.report import write_report
+    from zoology.cli import stdout, typed
+    from zoology.flags import split_names
+
+    chosen = split_names(slices) if slices else None
+    write_report(runs, out, command=typed(), slices=chosen, task=task, published=published, title=title)
+    stdout.print(f"report   {out}", soft_wrap=True)

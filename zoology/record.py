@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 FORMAT = 1
 """Version of the rows in `results.jsonl`. A reader refuses rows of a newer one."""
 
-RESULTS, SWEEP = "results.jsonl", "sweep.json"
-"""The files of a run folder: its rows, and what was asked."""
+RESULTS, SWEEP, ENVIRONMENT, AUDIT = "results.jsonl", "sweep.json", "environment.json", "audit.json"
+"""The files of a run folder: its rows, what was asked, what it ran on, and what the audit found of its mixers."""
 
 Scalar = bool | int | float | str | None
 Status = Literal["ok", "diverged", "failed"]

@@ -99,7 +99,7 @@ def write_run(folder: Path, *trials: TrialResult) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trial() -> Callable[..., TrialResult]:
     return make_trial
 
@@ -107,6 +107,11 @@ def trial() -> Callable[..., TrialResult]:
 @pytest.fixture
 def rows() -> Callable[..., pd.DataFrame]:
     return rows_of
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[..., Path]:
+    return write_run
 
 
 @pytest.fixture

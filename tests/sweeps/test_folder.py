@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from helpers import CLI, request, result, rows_of, trials
 
+from zoology.architectures.audit import Verdict
 from zoology.record import FORMAT, Plugin, TrialResult
 from zoology.registry import InputError
 from zoology.sweeps.folder import RunFolder, run_name, write_whole
@@ -48,6 +50,24 @@ def test_a_new_folder_holds_all_that_makes_the_sweep_again(tmp_path):
     environment = json.loads((tmp_path / "a" / "run" / "environment.json").read_text())
     assert {"zoology", "python", "packages", "platform", "cpus", "started"} <= environment.keys()
     assert {"torch", "numpy", "ray"} <= environment["packages"].keys()
+
+
+def test_the_audit_of_a_later_part_of_a_sweep_joins_that_of_the_earlier_one(tmp_path):
+    """Only the mixers of the trials that are left are audited again."""
+
+    def verdict(mixer, *findings):
+        table = ((1, {"kv": {"float32": 128}}), (2, {"kv": {"float32": 256}}))
+        return Verdict(mixer, 16, {"window": 2}, findings, (), "grows with the context", table, 1000, 0.5)
+
+    def kept():
+        return json.loads((tmp_path / "run" / "audit.json").read_text())["verdicts"]
+
+    with opened(tmp_path / "run", resume=False) as folder:
+        folder.keep_audit([verdict("short-conv"), verdict("mine", "it sees a later token")])
+        assert [each["mixer"] for each in kept()] == ["short-conv", "mine"]
+        folder.keep_audit([verdict("mine")])
+        assert [(each["mixer"], each["findings"]) for each in kept()] == [("short-conv", []), ("mine", [])]
+    assert kept()[0] == json.loads(json.dumps(asdict(verdict("short-conv"))))
 
 
 def test_rows_are_those_of_the_results_and_each_trial_is_written_once(tmp_path):

@@ -190,8 +190,14 @@ def test_no_process_is_left(story):
 
 def test_no_file_is_left_in_the_run(story):
     assert sorted(path.name for path in story.run.iterdir()) == [
-        *(".lock", "environment.json", "frontier.png", "results.jsonl", "sweep.json")
+        *(".lock", "audit.json", "environment.json", "frontier.png", "results.jsonl", "sweep.json")
     ]
+
+
+def test_what_the_audit_found_lies_beside_the_rows(story):
+    kept = json.loads((story.run / "audit.json").read_text())["verdicts"]
+    assert {verdict["mixer"] for verdict in kept} == {"short-conv", "sliding-window", "mischief"}
+    assert not any(verdict["findings"] for verdict in kept)
 
 
 def test_a_sweep_of_failures_ends_with_exit_code_1_and_needs_no_ray(tmp_path):

@@ -69,11 +69,9 @@ def load_runs(paths: Sequence[Path]) -> pd.DataFrame:
     Raises:
         InputError: a path is missing or is no run, it holds nothing yet, no trial finished, or a row cannot be read.
     """
-    if not paths:
-        raise InputError("no run was given")
-    files = list(dict.fromkeys(results_file(path).absolute() for path in paths))
+    files = results_files(paths)
     tables = []
-    for file, name in zip(files, _names(files), strict=True):
+    for file, name in zip(files, run_names(files), strict=True):
         table = pd.DataFrame(_read(file))
         tables.append(_whole(table, name).assign(run=name))
     rows = pd.concat(tables, ignore_index=True)
@@ -139,7 +137,18 @@ def results_file(path: Path) -> Path:
     raise InputError(f"{str(path)!r} is no run folder: {hint}")
 
 
-def _names(files: Sequence[Path]) -> list[str]:
+def results_files(paths: Sequence[Path]) -> list[Path]:
+    """Where the rows of several runs are, each once.
+
+    Raises:
+        InputError: there is none, or one of them is no run.
+    """
+    if not paths:
+        raise InputError("no run was given")
+    return list(dict.fromkeys(results_file(path).absolute() for path in paths))
+
+
+def run_names(files: Sequence[Path]) -> list[str]:
     """What to call each run: its folder's name, or the whole path where two folders share a name."""
     count = Counter(file.parent.name for file in files)
     return [file.parent.name if count[file.parent.name] == 1 else str(file.parent) for file in files]

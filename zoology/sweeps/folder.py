@@ -9,16 +9,18 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from zoology import __version__
-from zoology.record import FORMAT, RESULTS, SWEEP, TrialResult, TrialSpec, rows_expected
+from zoology.architectures.audit import Verdict
+from zoology.record import AUDIT, ENVIRONMENT, FORMAT, RESULTS, SWEEP, TrialResult, TrialSpec, rows_expected
 from zoology.registry import InputError
 from zoology.sweeps.space import Request
 
-ENVIRONMENT, LOCK = "environment.json", ".lock"
+LOCK = ".lock"
 TEMPORARY = ".writing-"
 
 
@@ -167,6 +169,20 @@ class RunFolder:
         if failed:
             write_whole(self.path / RESULTS, "".join(_line(row) for row in rows if row["trial"] not in failed))
             self.done = {key: status for key, status in self.done.items() if key not in failed}
+
+    def keep_audit(self, verdicts: Sequence[Verdict]) -> None:
+        """Put what the audit found beside the rows. Of mixers that only an earlier part of the sweep used, it stays.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        path = self.path / AUDIT
+        try:
+            kept = {verdict["mixer"]: verdict for verdict in json.loads(path.read_text(encoding="utf-8"))["verdicts"]}
+        except (OSError, ValueError, KeyError, TypeError):  # there is none yet, or none of ours: it is made anew
+            kept = {}
+        kept |= {verdict.mixer: asdict(verdict) for verdict in verdicts}
+        write_whole(path, json.dumps({"format": FORMAT, "verdicts": list(kept.values())}, indent=2) + "\n")
 
     def append(self, result: TrialResult) -> None:
         """Put a finished trial on disk: all of its rows in one write, synced before this returns.

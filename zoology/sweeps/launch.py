@@ -68,7 +68,7 @@ def launch_sweep(request: Request, place: Place, resources: Resources, command: 
     trials = expand(request)
     with _open(request, place, trials, command, console) as folder:
         if folder.rest:
-            refuse_impossible(folder.rest, console)
+            refuse_impossible(folder, console)
             with ExitStack() as stack:
                 with busy(console, "starting Ray"):
                     from zoology.sweeps.run import cluster, run_sweep
@@ -89,7 +89,7 @@ def launch_trial(request: Request, place: Place, command: str, console: Console)
         )
     with _open(request, place, trials, command, console) as folder:
         if folder.rest:
-            refuse_impossible(folder.rest, console)
+            refuse_impossible(folder, console)
             from zoology.train import best_device, run_trial
 
             with TrialProgress(trials[0], console) as progress:
@@ -98,22 +98,23 @@ def launch_trial(request: Request, place: Place, command: str, console: Console)
         return folder.path
 
 
-def refuse_impossible(trials: Sequence[TrialSpec], console: Console) -> None:
-    """Draw the data that all of these trials share, and audit their mixers, before any is trained.
+def refuse_impossible(folder: RunFolder, console: Console) -> None:
+    """Draw the data that the trials to run share, and audit their mixers, before any is trained.
 
     Raises:
         InputError: the task cannot be drawn or has no one right answer, or a mixer fails the audit.
     """
-    task = trials[0].task
+    first = folder.rest[0]
+    task = first.task
     with busy(console, f"drawing {task}"):
         try:
-            for part in (part for split in load_data(trials[0]) for part in split):
+            for part in (part for split in load_data(first) for part in split):
                 check_solver(part)
         except InputError:
             raise
         except Exception as error:
             raise InputError(f"task {task} cannot be drawn: {type(error).__name__}: {error}") from error
-    refuse_cheaters(trials, console)
+    refuse_cheaters(folder, console)
 
 
 def check_solver(part: SliceData, rows: int = 256) -> None:
@@ -128,20 +129,22 @@ def check_solver(part: SliceData, rows: int = 256) -> None:
         raise InputError(f"task {part.task.name} {part.name}: its solver gives other answers than its labels")
 
 
-def refuse_cheaters(trials: Sequence[TrialSpec], console: Console) -> None:
-    """Audit each mixer that these trials use, once, at its narrowest width.
+def refuse_cheaters(folder: RunFolder, console: Console) -> None:
+    """Audit each mixer that the trials to run use, once, at its narrowest width, and keep what was found.
 
     Every replica is checked again after its training, at its own width and dials.
 
     Raises:
         InputError: a mixer fails, with what was found.
     """
+    trials = folder.rest
     jobs: dict[str, tuple[str, int, dict[str, Any]]] = {}
     for spec in sorted(trials, key=lambda spec: spec.d_model):
         for layer in spec.layers:
             jobs.setdefault(layer.mixer, (layer.mixer, spec.d_model, layer.settings))
     with busy(console, f"auditing {', '.join(jobs)}"):
         verdicts = audit_many(list(jobs.values()), plugins=trials[0].plugins)
+    folder.keep_audit(verdicts)
     for verdict in verdicts:
         if verdict.findings:
             more = f" (and {len(verdict.findings) - 1} more: zoology audit)" if len(verdict.findings) > 1 else ""

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
+from zoology.analysis.files import write_whole
 from zoology.analysis.plots.style import MARKER_SIZE, Look, looks
 from zoology.analysis.words import human_bytes
 from zoology.registry import InputError
@@ -245,6 +245,25 @@ def samples(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.column_stack([np.asarray(x, float), np.asarray(y, float)])
 
 
+def encode(figure: Figure, suffix: str, dpi: int = 300) -> bytes:
+    """A figure as the content of a file, the same bytes each time.
+
+    Args:
+        figure: of this package.
+        suffix: .png, .svg or .pdf.
+        dpi: dots per inch, of PNG.
+
+    Raises:
+        InputError: another suffix.
+    """
+    if suffix not in _METADATA:
+        raise InputError(f"a figure can be written as {', '.join(_METADATA)}, not as {suffix!r}")
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "zoology", "pdf.fonttype": 42}):
+        figure.savefig(content, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])
+    return content.getvalue()
+
+
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG (300 dpi), SVG or PDF, by its suffix: whole or not at all, the same bytes each time.
 
@@ -255,15 +274,4 @@ def save(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in _METADATA:
         raise InputError(f"figure {path.name!r}: the name must end in {', '.join(_METADATA)}")
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "zoology", "pdf.fonttype": 42}):
-        figure.savefig(content, format=kind[1:], dpi=300, metadata=_METADATA[kind])
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content.getvalue())
-        os.replace(draft, path)
-    except OSError as error:
-        raise InputError(f"figure {str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        if draft.is_file():
-            draft.unlink()
+    write_whole(path, encode(figure, kind), "figure")
