@@ -7,6 +7,7 @@ trains them. Both run in one process on the same batches, in turns; medians are 
 """
 
 import argparse
+import itertools
 import statistics
 import time
 import traceback
@@ -16,19 +17,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import RESULTS, append, machine
 
-from zoology.data import SliceData, load_data
+from zoology.data import SliceData, TrialData, batches, load_data, steps_per_epoch
 from zoology.record import TrialSpec
-from zoology.sweeps.space import Request, expand
-from zoology.train import build_model, compute_dtype, full_precision, seeded
-from zoology.training.adamw import AdamW
+from zoology.sweeps.space import Request, expand, known_architectures
+from zoology.train import build_model, compute_dtype, fit, full_precision, seeded
+from zoology.training.adamw import AdamW, learning_rate_at
 from zoology.training.stack import Stack
 from zoology.training.steps import GraphSteps, Steps
 
 SLICES = ((64, 4), (256, 16), (256, 64))
-TARGETS = {(64, 4): 0.09, (256, 16): 0.27, (256, 64): 0.35}
 BATCH, VOCABULARY, TURNS = 256, 8192, 5
-RESULTS = Path(__file__).parent / "results" / "training.csv"
+COLUMNS = (
+    *("date", "architecture", "d_model", "T", "N", "replicas", "usual ms", "ours ms", "ratio", "first step s"),
+    *("memory GB", "notes", "gpu", "processor", "cpus", "python", "torch", "triton", "zoology"),
+)
 
 
 def spec_of(architecture: str, d_model: int, seq_len: int, num_pairs: int, settings: dict[str, Any]) -> TrialSpec:
@@ -149,33 +153,123 @@ def profile(architecture: str, d_model: int, shape: tuple[int, int], replicas: i
     return found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
 
 
+def plain_accuracy(spec: TrialSpec, seed: int, device: torch.device) -> float:
+    """Test accuracy of one model after the usual loop: float32, eager, at the trial's recipe and on its batches."""
+    data = TrialData(*(tuple(part.to(device) for part in split) for split in load_data(spec)))
+    training = spec.training
+    (rate,) = training.learning_rates
+    with seeded(seed, device):
+        model = build_model(spec, data.vocab_size).to(device).train()
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=training.weight_decay)
+        steps = training.epochs * steps_per_epoch(data.train, training.batch_size)
+        order = torch.Generator().manual_seed(training.data_seed)
+        step = 0
+        for _ in range(training.epochs):
+            for part, rows in batches(data.train, training.batch_size, order):
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * learning_rate_at(step, steps, training.warmup)
+                tokens, positions, targets = part.rows(rows)
+                logits = model(tokens, positions, part.task.prompt_length)
+                optimiser.zero_grad()
+                F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+                optimiser.step()
+                step += 1
+    model.eval()
+    right = labels = 0
+    with torch.no_grad():
+        for part in data.test:
+            logits = model(part.tokens, part.positions, part.task.prompt_length)
+            right += (logits.argmax(-1) == part.targets).sum().item()
+            labels += part.targets.numel()
+    return right / labels
+
+
+def equal_results(architecture: str, settings: dict[str, Any], seeds: int, device: torch.device) -> dict[str, Any]:
+    """Whether replicas trained as one in bfloat16 reach what the usual float32 loop reaches, seed by seed."""
+    request = Request(
+        architectures=(architecture,),
+        settings={key: (value,) for key, value in settings.items()},
+        d_model=(64,),
+        task_params={"vocab_size": (VOCABULARY,), "seq_len": (64,), "num_pairs": (4,)},
+        scale="paper",
+        train_examples=100_000,
+        training={"learning_rates": (10**-2.5,), "seeds": tuple(range(seeds)), "epochs": 3, "validate_every": 1170},
+        reference=False,
+        grid=False,
+    )
+    (spec,) = expand(request)
+    plain = [plain_accuracy(spec, seed, device) for seed in range(seeds)]
+    result = fit(spec, device)
+    stacked = [score.accuracy_last for r in result.replicas for score in r.scores if score.split == "test"]
+    return {
+        "architecture": architecture,
+        "plain": [round(100 * x, 2) for x in plain],
+        "stacked": [round(100 * (x or 0), 2) for x in stacked],
+    }
+
+
+def whole_trial(architecture: str, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Wall time of one trial of the papers' recipe: four learning rates, three seeds, 32 epochs, seven test slices."""
+    request = Request(
+        architectures=(architecture,),
+        settings={key: (value,) for key, value in settings.items()},
+        d_model=(64,),
+        scale="paper",
+        training={"seeds": (0, 1, 2)},
+        reference=False,
+        grid=False,
+    )
+    (spec,) = expand(request)
+    begin = time.perf_counter()
+    result = fit(spec, device)
+    seconds = time.perf_counter() - begin
+    return {"architecture": architecture, "wall s": round(seconds, 1), **result.timings, "notes": result.notes}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", nargs="*", default=["attention", "based"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--arch", nargs="*", default=["attention", "based"], help="default: attention based; or all")
     parser.add_argument("--d-model", nargs="*", type=int, default=[64])
     parser.add_argument("--replicas", type=int, default=12)
     parser.add_argument("--slices", nargs="*", default=[f"{t}x{n}" for t, n in SLICES], help="T x N, such as 256x64")
     parser.add_argument("--profile", type=Path, help="also write where the time goes, to this folder")
-    options = parser.parse_args()
+    parser.add_argument("--equal", type=int, metavar="SEEDS", help="compare accuracies with the usual loop's instead")
+    parser.add_argument("--trial", action="store_true", help="time a whole trial of the papers' recipe instead")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training.csv", help="where the rows go")
+    given = parser.parse_args()
+    device = torch.device("cuda")
+    names = known_architectures() if given.arch == ["all"] else given.arch
     rows = []
-    with full_precision():
-        for architecture in options.arch:
-            settings = {"window": 0, "feature_dim": 16} if architecture == "based" else {}
-            for d_model in options.d_model:
-                for text in options.slices:
-                    t, n = map(int, text.split("x"))
-                    torch.cuda.reset_peak_memory_stats()
-                    torch._dynamo.reset()
-                    try:
-                        row = measure(architecture, d_model, (t, n), options.replicas, settings)
-                        rows.append(row)
-                        print(row, flush=True)
-                        if options.profile:
-                            table = profile(architecture, d_model, (t, n), options.replicas, settings)
-                            (options.profile / f"{architecture}-{d_model}-{text}.txt").write_text(table)
-                    except Exception:
-                        print(architecture, d_model, text, traceback.format_exc()[-3000:], flush=True)
-                    torch.cuda.empty_cache()
+    for name in names:
+        settings = {"window": 0, "feature_dim": 16} if name == "based" else {}
+        if given.equal or given.trial:
+            found = (
+                equal_results(name, settings, given.equal, device)
+                if given.equal
+                else whole_trial(name, settings, device)
+            )
+            print(found, flush=True)
+            continue
+        for d_model, text in itertools.product(given.d_model, given.slices):
+            shape = tuple(map(int, text.split("x")))
+            torch.cuda.reset_peak_memory_stats()
+            try:
+                with full_precision():
+                    row = measure(name, d_model, shape, given.replicas, settings)
+                    rows.append(row)
+                    print(row, flush=True)
+                    if given.profile:
+                        where = profile(name, d_model, shape, given.replicas, settings)
+                        (given.profile / f"{name}-{d_model}-{text}.txt").write_text(where)
+            except Exception:  # the others shall have their rows
+                print(name, d_model, text, traceback.format_exc()[-3000:], flush=True)
+            torch.cuda.empty_cache()
+    if rows:
+        append(rows, machine("torch", "triton") | {"gpu": torch.cuda.get_device_name()}, COLUMNS, given.out)
+        print(f"rows appended to {given.out}")
 
 
 if __name__ == "__main__":
