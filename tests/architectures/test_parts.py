@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mixer_checks import assert_continues, assert_stacks
+from mixer_checks import assert_continues, assert_stacks, shaken
 
-from zoology.architectures.base import build_mixer, mixers
+from zoology.architectures.base import ContextMixer, build_mixer, mixers
 from zoology.architectures.parts import DepthwiseConv, RMSNorm, l2_normalise
 
 OURS = [name for name in mixers if mixers.get(name).__module__.startswith("zoology.")]
@@ -54,3 +54,21 @@ def test_unit_length():
     x = torch.randn(4, 7, dtype=torch.float64)
     torch.testing.assert_close(l2_normalise(x, 0.0), F.normalize(x, dim=-1))
     assert torch.isfinite(l2_normalise(torch.zeros(2, 3))).all()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_mixer_runs_in_bfloat16_under_autocast(name):
+    """As a GPU trains: weights in float32, the stream and the products in bfloat16, gradients in float32."""
+    torch.manual_seed(0)
+    mixer = shaken(build_mixer(name, 16))
+    x = torch.randn(2, 21, 16)
+    context = (7,) if isinstance(mixer, ContextMixer) else ()
+    want = mixer(x, *context)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = mixer(x.bfloat16(), *context)
+    assert (got.float() - want).norm() < 0.05 * want.norm()
+    cotangent = torch.randn_like(want)
+    expected = torch.autograd.grad(want, list(mixer.parameters()), cotangent)
+    found = torch.autograd.grad(got, list(mixer.parameters()), cotangent.to(got.dtype))
+    whole = torch.cat([g.flatten() for g in expected])
+    assert (torch.cat([g.flatten() for g in found]) - whole).norm() < 0.1 * whole.norm()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zoology.kernels.short_conv import short_conv, short_conv_step
+from zoology.kernels.short_conv.reference import _shifted_products
 
 
 def inputs(batch, time, width, taps, seed=0):
@@ -81,3 +82,14 @@ def test_bad_input_is_named():
         short_conv(x, weight, bias, state[:, 1:])
     with pytest.raises(ValueError, match=r"must be \(B, D\)"):
         short_conv_step(x, weight, bias, state)
+
+
+@pytest.mark.parametrize("time", [1, 2, 9])
+def test_shifted_products_are_the_same_sum(time):
+    """What a GPU computes, here on a CPU."""
+    x, weight, bias = (torch.randn(*s, dtype=torch.float64) for s in ((2, time, 5), (5, 4), (5,)))
+    state = torch.randn(2, 3, 5, dtype=torch.float64)
+    for given in (None, state):
+        seen = torch.cat((torch.zeros_like(state) if given is None else given, x), dim=1)
+        got = _shifted_products(x, seen, weight, bias, given is None)
+        torch.testing.assert_close(got, short_conv(x, weight, bias, given)[0])

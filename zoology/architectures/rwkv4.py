@@ -96,4 +96,4 @@ class RWKV4(Mixer):
     def _project(self, x: Tensor, previous: Tensor) -> tuple[Tensor, ...]:
         """x and its predecessors (..., d_model) -> r, k, v (..., d_model)."""
         maps = ((self.receptance, self.time_mix_r), (self.key, self.time_mix_k), (self.value, self.time_mix_v))
-        return tuple(linear(torch.lerp(previous, x, mix.view(-1))) for linear, mix in maps)
+        return tuple(linear(torch.lerp(previous, x, mix.view(-1).to(x.dtype))) for linear, mix in maps)

@@ -37,17 +37,24 @@ def short_conv(
     if x.shape[1] == 0:
         return x, after
     if x.is_cuda:  # products of shifted inputs, which a compiler makes one pass of, with what stands around them
-        past = [
-            seen[:, kept - j : seen.shape[1] - j] if state is not None else F.pad(x, (0, 0, j, -j))
-            for j in range(kept + 1)
-        ]
-        y = sum(weight[:, kept - j] * shifted for j, shifted in enumerate(past))
-        return (y if bias is None else y + bias).to(x.dtype), after  # type: ignore[union-attr]
+        return _shifted_products(x, seen, weight, bias, state is None), after
     # As an image of height 1 the layout (B, T, D) is what a 2-d convolution calls channels last, and nothing is copied:
     # half the time of a 1-d convolution on a CPU.
     image = seen.transpose(1, 2).unsqueeze(2)
-    y = F.conv2d(image, weight.unsqueeze(1).unsqueeze(1), bias, groups=weight.shape[0])
+    taps, bias = weight.to(x.dtype).unsqueeze(1).unsqueeze(1), None if bias is None else bias.to(x.dtype)
+    y = F.conv2d(image, taps, bias, groups=weight.shape[0])
     return y.squeeze(2).transpose(1, 2), after
+
+
+def _shifted_products(x: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | None, fresh: bool) -> Tensor:
+    """The same sum, tap by tap. From the beginning, each shift is padded alone, which a compiler need not write out."""
+    time, kept = x.shape[1], weight.shape[1] - 1
+    y = weight[:, kept] * x
+    for j in range(1, kept + 1):
+        shift = min(j, time)
+        past = F.pad(x[:, : time - shift], (0, 0, shift, 0)) if fresh else seen[:, kept - j : kept - j + time]
+        y = y + weight[:, kept - j] * past
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +66,7 @@ def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tenso
     _check(x, weight, state, dims=2)
     seen = torch.cat((state, x.unsqueeze(1)), dim=1)
     y = (seen * weight.t()).sum(1)
-    return (y if bias is None else y + bias), seen[:, 1:].clone()
+    return (y if bias is None else y + bias).to(x.dtype), seen[:, 1:].clone()
 
 
 def _check(x: Tensor, weight: Tensor, state: Tensor | None, dims: int) -> None:
