@@ -5,6 +5,6 @@
     plots.save(plots.plot_frontier(table), Path("frontier.png"))
     report.write_report([Path("runs/first"), Path("runs/second")], Path("report.html"))
 
-`records` reads, `frontier` computes, `plots` draws, `tables` writes, `report` gathers all on one page. Each function that returns numbers is apart from the one that draws
-them.
+`records` reads, `frontier` computes, `plots` draws, `tables` writes, `report` puts all on one page. Each function that
+returns numbers is apart from the one that draws them.
 """
