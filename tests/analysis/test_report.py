@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import math
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from zoology.analysis.frontier import points
@@ -14,7 +16,7 @@ from zoology.analysis.plots.style import KNOWN
 from zoology.analysis.records import load_runs
 from zoology.analysis.report import gather, lay_out, write_report
 from zoology.analysis.report.contents import HEADINGS
-from zoology.analysis.report.interactive import _SYMBOLS, hover_text
+from zoology.analysis.report.interactive import _SYMBOLS, Frame, hover_text, interactive
 from zoology.registry import InputError
 
 LIMIT = 6_000_000
@@ -133,6 +135,21 @@ def test_an_architecture_is_one_name_to_click(kept):
     assert {trace["legendgroup"] for trace in traces} == set(named)
     below = [trace for trace in traces if not trace["showlegend"]]
     assert [trace["x"] for trace in below] == [[8192.0]]
+
+
+def test_what_no_model_can_do_and_a_state_of_nothing(rows, trial):
+    found = points(rows(trial(spread(0.3), state=0, dials={"feature_dim": 8}), trial(spread(0.6), state=4096)))
+    frame = Frame(512.0, 8192.0, ((1024.0, "none"), (4096.0, "4 KB")))
+    limit = pd.DataFrame({"state_bytes": [700, 900], "recall": [0.5, 0.8]})
+    drawn = json.loads(interactive(found, frame, limit=limit))
+    top, stairs, based = drawn["data"]
+    assert (stairs["x"], stairs["y"], stairs["line"]["shape"]) == ([512, 700, 900], [50, 80, 100], "hv")
+    assert (stairs["fill"], top["x"], top["y"]) == ("tonexty", [512, 900], [106, 106])
+    assert based["x"] == [1024, 4096]  # a quarter of the smallest size stands for none
+    axis = drawn["layout"]["xaxis"]
+    assert (axis["tickvals"], axis["ticktext"]) == ([1024, 4096], ["none", "4 KB"])
+    assert axis["range"] == pytest.approx([math.log10(512), math.log10(8192)])
+    assert interactive(found, frame._replace(low=1000.0), limit=limit).count("no model can be here") == 0
 
 
 def test_every_marker_has_its_like():

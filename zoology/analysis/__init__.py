@@ -3,7 +3,8 @@
     rows = records.load_runs([Path("runs/first"), Path("runs/second")])
     table = frontier.points(rows)
     plots.save(plots.plot_frontier(table), Path("frontier.png"))
+    report.write_report([Path("runs/first"), Path("runs/second")], Path("report.html"))
 
-`records` reads, `frontier` computes, `plots` draws. Each function that returns numbers is apart from the one that draws
-them.
+`records` reads, `frontier` computes, `plots` draws, `tables` writes, `report` puts all on one page. Each function that
+returns numbers is apart from the one that draws them.
 """

@@ -42,6 +42,7 @@ _SYMBOLS: dict[Any, str] = {
 }
 """The marker of plotly that is nearest to each of `style`."""
 
+_LARGEST = 1.35  # of the factors in MARKER_SIZE, as plotly's stars are fuller than matplotlib's
 _SHADE, _GREY, _GRID = "rgba(160,160,160,0.35)", "#666666", "#e4e4e4"
 
 
@@ -166,7 +167,7 @@ def _of_architecture(
                 "line": {"color": color, "width": 2, "dash": "dash" if dashed else _dash(look)},
                 "marker": {
                     "symbol": symbol,
-                    "size": 10 * MARKER_SIZE.get(look.marker, 1.0),
+                    "size": 10 * min(MARKER_SIZE.get(look.marker, 1.0), _LARGEST),
                     "color": color if on_line else "white",
                     "line": {"color": "white" if on_line else color, "width": 1 if on_line else 1.5},
                 },
