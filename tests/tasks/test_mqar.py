@@ -229,23 +229,6 @@ def test_state_bits_rise_from_nothing_at_chance():
             task.state_bits(p)
 
 
-@pytest.mark.parametrize("states", [1, 2, 3, 4])
-def test_no_code_of_a_small_task_beats_the_limit(states):
-    """Two pairs, three values, and every way to keep one of so many states: the best of them is within the limit."""
-    task = Mqar(num_pairs=2, vocab_size=6, seq_len=8)
-    choices = list(itertools.permutations(range(3), 2))
-    best = 0.0
-    for code in itertools.product(range(states), repeat=len(choices)):
-        right = 0
-        for pair, state in itertools.product((0, 1), range(states)):
-            held = [choice[pair] for choice, kept in zip(choices, code, strict=True) if kept == state]
-            right += max(held.count(value) for value in range(3))
-        best = max(best, right / (2 * len(choices)))
-    assert best >= 1 / 3
-    assert task.state_bits(best) <= math.log2(states) + 1e-9
-    assert task.state_bits(1) == pytest.approx(math.log2(len(choices)))
-
-
 def test_names_tell_slices_apart():
     assert Mqar().slice_name == "T64-N4"
     assert Mqar(seq_len=128, num_pairs=8, passes=2, power=0.5, fillers="papers").slice_name == "T128-N8-P2-a0.5-papers"
