@@ -140,13 +140,19 @@ def test_state_bits_depend_on_which_set_comes_first(first, second, size):
     assert round(SetDisjointness(size_a=first, size_b=second).state_bits() / 8) == size
 
 
-def test_every_first_set_needs_its_own_state():
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("which", lambda common: tuple(common) if len(common) == 1 else None),
+        ("whether", lambda common: bool(common) if len(common) < 2 else None),
+    ],
+)
+def test_every_first_set_needs_its_own_state(question, answer):
     """The limit's argument, in a task small enough to list: no two sets A answer every B alike."""
-    task = SetDisjointness(size_a=2, size_b=2, vocab_size=SPECIAL + 6)
+    task = SetDisjointness(size_a=2, size_b=2, vocab_size=SPECIAL + 6, question=question)
     sets = [{i, j} for i in range(6) for j in range(i)]
-    answers = {
-        tuple(tuple(a & b) if len(a & b) == 1 else None for b in sets): a for a in sets
-    }  # None: a B that is never asked after this A leaves the model free
+    # None: a B that is never asked after this A leaves the model free
+    answers = {tuple(answer(a & b) for b in sets): a for a in sets}
     for one, two in ((x, y) for x in answers for y in answers if x != y):
         assert any(p != q for p, q in zip(one, two, strict=True) if p is not None and q is not None)
     assert task.state_bits() == pytest.approx(math.log2(len(sets)))
@@ -174,6 +180,10 @@ def test_paper_preset_has_both_orders():
         assert sizes == {(b, a) for a, b in sizes}
         assert len(sizes) == len(chosen)
     assert {n for _, n in preset.train} == {20_000}
+    assert {(task.size_a, task.size_b) for task, _ in preset.train if task.size_a < task.size_b} == {
+        *((4, 16), (8, 32), (16, 64), (4, 128), (16, 256), (4, 256))
+    }
+    assert {task.vocab_size for task in preset.test} == {2048}
     assert {(16, 768), (768, 16)} <= {(task.size_a, task.size_b) for task in preset.test}
 
 
