@@ -3,8 +3,10 @@
 import itertools
 
 import numpy as np
+import pytest
 
-from zoology.tasks.base import IGNORE
+from zoology.registry import InputError
+from zoology.tasks.base import IGNORE, build_task
 
 
 def check_batch(task, batch):
@@ -21,6 +23,13 @@ def check_batch(task, batch):
     np.testing.assert_array_equal(task.solve(batch.tokens), batch.labels)
     np.testing.assert_array_equal(task.roles(batch.tokens) == "query", labelled)
     assert 0 < task.context_length < task.seq_len
+
+
+def check_refused(name, params, message):
+    """The parameters are refused in one line that begins with the task's name and matches the message."""
+    with pytest.raises(InputError, match=f"^{name}: .*{message}") as error:
+        build_task(name, params)
+    assert "\n" not in str(error.value)
 
 
 def best_accuracy(answers, states):
