@@ -115,7 +115,11 @@ class ForgettingMqar(SlottedRecall):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is the mix of the public repository, in which four keys are updated."""
+        """ "small" for a CPU; "paper" is the mix of the public repository, in which four keys are updated.
+
+        On "small" attention reaches 100 % at d_model = 32 with rotary positions, and 73 % without: nothing but its
+        place tells which of two values is the last.
+        """
         small = [cls(vocab_size=256, seq_len=64, num_pairs=n, num_updates=u) for n, u in ((4, 2), (8, 4), (8, 8))]
 
         def paper(seq_len: int, num_pairs: int) -> ForgettingMqar:

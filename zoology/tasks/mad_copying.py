@@ -115,7 +115,11 @@ class SelectiveCopying(Task):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it."""
+        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it.
+
+        On "small" attention reaches 95 % at d_model = 32 with rotary positions, and 79 % without: which token is the
+        i-th has to be counted before it can be looked up, and there is one attention for both.
+        """
         slices = [cls(vocab_size=10, seq_len=t, num_tokens_to_copy=n) for t, n in ((16, 2), (24, 2), (16, 3))]
         small = Preset.same(slices, 30_000)
         changes = {"vocab_size": (32, 64, 128), "seq_len": (512, 1024), "num_tokens_to_copy": (32, 64, 96)}
@@ -205,7 +209,11 @@ class Compression(Task):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it."""
+        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it.
+
+        On "small" attention reaches 97 % at d_model = 32 with rotary positions, and 92 % without: in so short a row the
+        short convolution tells most places by the ends that it sees. In longer ones it cannot.
+        """
         small = Preset.same([cls(symbols=4, length=length) for length in (4, 6)], 30_000)
         return mad_presets(cls, small=small, changes={"symbols": (31, 63, 127), "length": (63, 127, 255)})
 

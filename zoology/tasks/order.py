@@ -130,8 +130,12 @@ class SequenceOrder(Task):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" has segments of 20 and 50 tokens in texts of 250, 1000 and 2500.
 
-        So many words have the paper's Book-SORT (and texts of 10 000 and 20 000). It asks pretrained models and trains
-        none: that a word is one token, and the training slices, are ours.
+        The paper's Book-SORT has these lengths in words (and texts of 10 000 and 20 000), asks pretrained models and
+        trains none: that a word is one token, and the training slices, are ours.
+
+        On "small" a short convolution and one attention reach 58 % at d_model = 32, with rotary positions too: at the
+        question both segments must have been looked for, and what was found be compared, which are two steps. The
+        stack `short-conv+attention+short-conv+attention` reaches 98 % with rotary positions, and 65 % without.
         """
         small = [cls(vocab_size=20, length=length, segment=1) for length in (4, 8)]
         paper = {
@@ -140,7 +144,7 @@ class SequenceOrder(Task):
             for segment in (20, 50)
         }
         return {
-            "small": Preset.same(small, 20_000),
+            "small": Preset.same(small, 40_000),
             "paper": Preset(
                 train=tuple((paper[250, segment], 40_000) for segment in (20, 50)), test=tuple(paper.values())
             ),
