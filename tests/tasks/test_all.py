@@ -226,7 +226,7 @@ def test_presets(name):
     for task in (*small_.test, *(task for task, _ in small_.train)):
         assert task.vocab_size <= 256
         assert task.seq_len <= 128
-    assert sum(n for _, n in small_.train) <= 45_000
+    assert sum(n for _, n in small_.train) <= 90_000  # a minute on one core
 
 
 @every_task

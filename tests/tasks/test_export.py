@@ -289,6 +289,7 @@ def test_an_exported_file_that_was_changed_is_refused(parts, tmp_path, lines, wo
     if not words:
         changed.append([head, rows[0] | {"targets": [1, 1]}, *rows[1:]])
         changed.append([head, rows[0] | {"tokens": rows[1]["tokens"]}, *rows[1:]])
+        changed.append([head, rows[0] | {"tokens": [2**40] * len(rows[0]["tokens"])}, *rows[1:]])
     changed.append([{k: v for k, v in head.items() if k != "slices"}, *rows])
     for content in changed:
         with pytest.raises(InputError, match="is not as it was written: export it again"):

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoology.registry import InputError
-from zoology.tasks.base import IGNORE, batch_hash, build_task, draw, tasks
+from zoology.tasks import phonebook
+from zoology.tasks.base import IGNORE, batch_hash, draw, tasks
 from zoology.tasks.phonebook import DIGITS, Phonebook
 
+from .checks import best_accuracy, check_refused
 from .chisquare import excess
 
 
@@ -88,6 +91,18 @@ def test_state_bits_are_those_of_all_numbers():
         task.state_bits(-0.1)
 
 
+@pytest.mark.parametrize("states", [1, 2, 3])
+def test_no_code_of_a_small_book_of_binary_numbers_beats_the_limit(states, monkeypatch):
+    monkeypatch.setattr(phonebook, "DIGITS", 2)
+    bits = list(itertools.product(range(2), repeat=3))
+    for task, answers in (
+        (Phonebook(entries=3, number_length=1), bits),
+        (Phonebook(entries=1, number_length=3), [[number] for number in bits]),
+    ):
+        assert task.state_bits(best_accuracy(answers, states)) <= math.log2(states) + 1e-9
+        assert task.state_bits() == pytest.approx(3)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -103,9 +118,7 @@ def test_state_bits_are_those_of_all_numbers():
     ],
 )
 def test_bad_parameters_are_refused_in_one_line(params, message):
-    with pytest.raises(InputError, match=f"^phonebook: {message}") as error:
-        build_task("phonebook", params)
-    assert "\n" not in str(error.value)
+    check_refused("phonebook", params, message)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoology.registry import InputError
-from zoology.tasks.base import IGNORE, batch_hash, build_task, draw, tasks
+from zoology.tasks.base import IGNORE, batch_hash, draw, tasks
 from zoology.tasks.set_disjointness import NO, QUESTION, SEPARATOR, SPECIAL, YES, SetDisjointness
 
+from .checks import check_refused
 from .chisquare import excess
 
 few = settings(deadline=None, max_examples=40)
@@ -99,10 +100,7 @@ def test_the_first_set_is_uniform():
     ],
 )
 def test_bad_parameters_are_refused_in_one_line(params, message):
-    with pytest.raises(InputError, match=message) as error:
-        build_task("set-disjointness", params)
-    assert str(error.value).startswith("set-disjointness: ")
-    assert "\n" not in str(error.value)
+    check_refused("set-disjointness", params, message)
 
 
 def test_all_tokens_can_be_used_up():
@@ -140,13 +138,19 @@ def test_state_bits_depend_on_which_set_comes_first(first, second, size):
     assert round(SetDisjointness(size_a=first, size_b=second).state_bits() / 8) == size
 
 
-def test_every_first_set_needs_its_own_state():
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("which", lambda common: tuple(common) if len(common) == 1 else None),
+        ("whether", lambda common: bool(common) if len(common) < 2 else None),
+    ],
+)
+def test_every_first_set_needs_its_own_state(question, answer):
     """The limit's argument, in a task small enough to list: no two sets A answer every B alike."""
-    task = SetDisjointness(size_a=2, size_b=2, vocab_size=SPECIAL + 6)
+    task = SetDisjointness(size_a=2, size_b=2, vocab_size=SPECIAL + 6, question=question)
     sets = [{i, j} for i in range(6) for j in range(i)]
-    answers = {
-        tuple(tuple(a & b) if len(a & b) == 1 else None for b in sets): a for a in sets
-    }  # None: a B that is never asked after this A leaves the model free
+    # None: a B that is never asked after this A leaves the model free
+    answers = {tuple(answer(a & b) for b in sets): a for a in sets}
     for one, two in ((x, y) for x in answers for y in answers if x != y):
         assert any(p != q for p, q in zip(one, two, strict=True) if p is not None and q is not None)
     assert task.state_bits() == pytest.approx(math.log2(len(sets)))
@@ -174,6 +178,10 @@ def test_paper_preset_has_both_orders():
         assert sizes == {(b, a) for a, b in sizes}
         assert len(sizes) == len(chosen)
     assert {n for _, n in preset.train} == {20_000}
+    assert {(task.size_a, task.size_b) for task, _ in preset.train if task.size_a < task.size_b} == {
+        *((4, 16), (8, 32), (16, 64), (4, 128), (16, 256), (4, 256))
+    }
+    assert {task.vocab_size for task in preset.test} == {2048}
     assert {(16, 768), (768, 16)} <= {(task.size_a, task.size_b) for task in preset.test}
 
 

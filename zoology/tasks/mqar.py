@@ -123,10 +123,10 @@ class Mqar(SlottedRecall):
         tested = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
         alone = [paper(seq_len, num_pairs, "zero") for seq_len, num_pairs in ((64, 4), (128, 8), (256, 16), (512, 64))]
         return {
-            "small": Preset(train=tuple((task, 11_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 11_000),
             "paper": Preset(
                 train=tuple((paper(*shape), n) for shape, n in trained.items()),
                 test=tuple(paper(*shape) for shape in tested),
             ),
-            **{f"zoology-T{t.seq_len}-N{t.num_pairs}": Preset(train=((t, 100_000),), test=(t,)) for t in alone},
+            **{f"zoology-T{t.seq_len}-N{t.num_pairs}": Preset.same([t], 100_000) for t in alone},
         }

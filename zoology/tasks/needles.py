@@ -139,7 +139,7 @@ class Needles(Task):
         """
         small = [cls(vocab_size=97, length=length) for length in (16, 32, 64)]
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 15_000),
             "paper": Preset(
                 train=tuple((cls(vocab_size=8192, length=length), 10_000) for length in (1024, 4096)),
                 test=tuple(cls(vocab_size=8192, length=length) for length in (4096, 8192, 16384, 32768)),
@@ -170,6 +170,16 @@ class NeedleMultiValue(Needles):
 
     keys: int = Field(1, ge=1, description="different keys in the haystack")
     values: int = Field(4, ge=1, description="needles, and so values, of each key")
+
+    @classmethod
+    def presets(cls) -> dict[str, Preset]:
+        """As those of `Needles`, but "small" has two or three values.
+
+        There attention reaches 97 % at d_model = 32 with rotary positions, and 73 % without: of a key's values nothing
+        but the place tells which comes first.
+        """
+        small = [cls(vocab_size=97, length=length, values=values) for length, values in ((16, 2), (32, 2), (32, 3))]
+        return super().presets() | {"small": Preset.same(small, 15_000)}
 
 
 @register_task("needle-multi-query")

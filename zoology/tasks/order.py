@@ -128,10 +128,14 @@ class SequenceOrder(Task):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" has segments of 20 and 50 tokens in texts of 250 to 2500, as the paper in words.
+        """ "small" for a CPU; "paper" has segments of 20 and 50 tokens in texts of 250, 1000 and 2500.
 
-        The paper asks pretrained models about books and trains none: the lengths in tokens, and the training slices,
-        are ours.
+        The paper's Book-SORT has these lengths in words (and texts of 10 000 and 20 000), asks pretrained models and
+        trains none: that a word is one token, and the training slices, are ours.
+
+        On "small" a short convolution and one attention reach 58 % at d_model = 32, with rotary positions too: at the
+        question both segments must have been looked for, and what was found be compared, which are two steps. The
+        stack `short-conv+attention+short-conv+attention` reaches 98 % with rotary positions, and 65 % without.
         """
         small = [cls(vocab_size=20, length=length, segment=1) for length in (4, 8)]
         paper = {
@@ -140,7 +144,7 @@ class SequenceOrder(Task):
             for segment in (20, 50)
         }
         return {
-            "small": Preset(train=tuple((task, 20_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 40_000),
             "paper": Preset(
                 train=tuple((paper[250, segment], 40_000) for segment in (20, 50)), test=tuple(paper.values())
             ),
@@ -258,8 +262,8 @@ class Recognition(Task):
         small = [cls(vocab_size=19, length=length, queries=4) for length in (4, 6, 8)]
         large = [cls(vocab_size=8195, length=length, queries=64) for length in (64, 128, 256, 512)]
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
-            "paper": Preset(train=tuple((task, 20_000) for task in large), test=tuple(large)),
+            "small": Preset.same(small, 15_000),
+            "paper": Preset.same(large, 20_000),
         }
 
 

@@ -141,7 +141,7 @@ class Phonebook(Task):
         small = [cls(vocab_size=42, entries=entries, number_length=3, queries=2) for entries in (2, 4, 8)]
         paper = {entries: cls(vocab_size=1010, entries=entries) for entries in (10, 20, 30, 40, 60, 80, 100, 120)}
         return {
-            "small": Preset(train=tuple((task, 15_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 15_000),
             "paper": Preset(
                 train=tuple((paper[entries], 20_000) for entries in (10, 20, 30, 40)), test=tuple(paper.values())
             ),

@@ -100,7 +100,7 @@ def key_from(path: Path, task: str) -> Key:
         if not words and any(_hash(tokens[name], expected, name) != slices[name]["hash"] for name in slices):
             raise changed
         return Key(expected, tuple(part["hash"] for part in slices.values()), words)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise changed from error

@@ -153,6 +153,6 @@ class SetDisjointness(Task):
             (1, 32), (4, 32), (4, 128), (16, 256), (4, 256), (16, 512), (4, 512), (8, 768), (16, 768), (4, 768)
         )
         return {
-            "small": Preset(train=tuple((task, 20_000) for task in small), test=tuple(small)),
+            "small": Preset.same(small, 20_000),
             "paper": Preset(train=tuple((task, 20_000) for task in trained), test=tuple(tested)),
         }
