@@ -81,11 +81,11 @@ def table(
         str,
         typer.Option(
             metavar="NAME",
-            help="points: every trial; budgets: recall at 1, 4, 16, 64 KB; needed: bytes for 50, 90, 99 %; leaders: "
-            "who leads at each budget; beyond: training; order: of two sets; passes: shown once or repeatedly.",
+            help="What it holds. points: every trial; budgets: recall at 1, 4, 16, 64 KB; needed: bytes for 50, "
+            "90, 99 %; leaders: who leads at each budget; beyond training; order of two sets; passes.",
         ),
     ] = "points",
-    form: Annotated[str, typer.Option("--format", metavar="NAME", help="markdown, latex or csv.")] = "markdown",
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="One of markdown, latex, csv.")] = "markdown",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where it goes. Default: printed.", show_default=False)
     ] = None,

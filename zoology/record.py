@@ -17,6 +17,9 @@ FORMAT = 1
 RESULTS, SWEEP, ENVIRONMENT, AUDIT = "results.jsonl", "sweep.json", "environment.json", "audit.json"
 """The files of a run folder: its rows, what was asked, what it ran on, and what the audit found of its mixers."""
 
+WEIGHTS, CHECKPOINTS = "weights", "checkpoints"
+"""Its folders: the best weights of every replica, a file for each trial, and what a killed trial goes on from."""
+
 Scalar = bool | int | float | str | None
 Status = Literal["ok", "diverged", "failed"]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]

@@ -22,7 +22,7 @@ from zoology.architectures.audit import verify_trained
 from zoology.architectures.state import Part, by_component, total
 from zoology.data import TrialData, context_of, load_data, refuse_labels_in_contexts
 from zoology.model import LanguageModel
-from zoology.record import ReplicaResult, Score, TrialResult, TrialSpec
+from zoology.record import CHECKPOINTS, WEIGHTS, ReplicaResult, Score, TrialResult, TrialSpec
 from zoology.registry import InputError, load_entry_points, load_plugin
 from zoology.tasks.limits import tabulate
 from zoology.training import checkpoint
@@ -30,8 +30,6 @@ from zoology.training.evaluate import Measured, evaluate_all
 from zoology.training.loop import Loop, Trained
 from zoology.training.stack import Stack
 
-WEIGHTS, CHECKPOINTS = "weights", "checkpoints"
-"""Folders of a run: the best weights of every replica, a file for each trial, and what a killed trial goes on from."""
 VERIFIED_SEQUENCES = 32
 """Sequences of each test slice on which a trained model must run from its state as it ran as a whole."""
 

@@ -192,7 +192,9 @@ def test_no_file_is_left_in_the_run(story):
     assert sorted(path.name for path in story.run.iterdir()) == [
         *(".lock", "audit.json", "environment.json", "frontier.png", "results.jsonl", "sweep.json", "weights")
     ]
-    assert {path.stem for path in (story.run / "weights").iterdir()} == {row["trial"] for row in story.rows}
+    assert {path.stem for path in (story.run / "weights").iterdir()} == {
+        row["trial"] for row in story.ended.rows if row["status"] != "failed"
+    }
 
 
 def test_what_the_audit_found_lies_beside_the_rows(story):

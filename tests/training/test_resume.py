@@ -12,7 +12,8 @@ import torch
 from trials import mqar_slice, numbers, trial
 
 import zoology.training.loop
-from zoology.train import CHECKPOINTS, WEIGHTS, fit
+from zoology.record import CHECKPOINTS, WEIGHTS
+from zoology.train import fit
 from zoology.training import checkpoint
 
 SPEC = trial(

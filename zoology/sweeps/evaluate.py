@@ -9,11 +9,11 @@ import torch
 
 from zoology.architectures.state import by_component, total
 from zoology.data import TrialData, context_of, pack, refuse_labels_in_contexts
-from zoology.record import SWEEP, Scalar, TrialSpec
+from zoology.record import SWEEP, WEIGHTS, Scalar, TrialSpec
 from zoology.registry import InputError, load_plugin
 from zoology.sweeps.space import Request, data_plan, expand
 from zoology.tasks.base import draw_splits
-from zoology.train import WEIGHTS, build_model, denormals_flushed, full_precision, seeded
+from zoology.train import build_model, denormals_flushed, full_precision, seeded
 from zoology.training import checkpoint
 from zoology.training.evaluate import evaluate_all
 from zoology.training.stack import Stack

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +17,17 @@ from typing import IO, Any
 
 from zoology import __version__
 from zoology.architectures.audit import Verdict
-from zoology.record import AUDIT, ENVIRONMENT, FORMAT, RESULTS, SWEEP, TrialResult, TrialSpec, rows_expected
+from zoology.record import (
+    AUDIT,
+    CHECKPOINTS,
+    ENVIRONMENT,
+    FORMAT,
+    RESULTS,
+    SWEEP,
+    TrialResult,
+    TrialSpec,
+    rows_expected,
+)
 from zoology.registry import InputError
 from zoology.sweeps.space import Request
 
@@ -218,6 +229,8 @@ class RunFolder:
         ordered = sorted(rows, key=lambda row: place[row["trial"]])
         if ordered != rows:
             write_whole(self.path / RESULTS, "".join(map(_line, ordered)))
+        if not self.rest:  # what is left there is of trials that failed, which would begin anew
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
     def __enter__(self) -> "RunFolder":
         return self

@@ -12,13 +12,12 @@ from rich.console import Console
 
 from zoology.architectures.audit import audit_many
 from zoology.data import SliceData, load_data
-from zoology.record import RESULTS, Record, TrialSpec
+from zoology.record import CHECKPOINTS, RESULTS, Record, TrialSpec
 from zoology.registry import InputError
 from zoology.sweeps.folder import RunFolder, run_name
 from zoology.sweeps.progress import SweepProgress, TrialProgress, busy
 from zoology.sweeps.space import Request, expand, flag
 from zoology.tasks.base import IGNORE
-from zoology.train import CHECKPOINTS
 
 
 class Place(Record):
