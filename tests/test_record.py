@@ -34,7 +34,7 @@ KEYS = {
     ),
     *("learning_rate", "seed", "status", "steps", "best_step", "seconds", "precision", "curve", "error"),
     *("split", "slice", "accuracy", "loss", "accuracy_last", "loss_last", "examples", "test_hash"),
-    *("state_elements", "state_bytes", "state_parts", "limit_bits", "limits"),
+    *("state_elements", "state_bytes", "state_parts", "limit_bits", "limits", "by_position"),
 }
 """Every key of a row in `results.jsonl`, whatever became of the trial."""
 

@@ -179,6 +179,24 @@ def test_loss_and_accuracy_at_labelled_positions_are_those_of_all_logits():
 TWO = mqar_slice(9, num_pairs=4)
 
 
+def test_accuracy_by_where_the_answers_stand():
+    model, stack, data = untrained(trial(test=(mqar_slice(200),), valid=(mqar_slice(200),)))
+    (part,) = data.test
+    ((found,),) = evaluate_all(stack, stack.flat, data.test, places=True)
+    labels = torch.from_numpy(part.task.solve(part.tokens.numpy())).long()
+    right = model(part.tokens).argmax(-1) == labels
+    asked = labels != IGNORE
+    assert 4 <= len(found.places) <= 8
+    assert sum(place.answers for place in found.places) == asked.sum()
+    assert [place.first for place in found.places] == sorted(place.first for place in found.places)
+    for place in found.places:
+        there = slice(place.first, place.last + 1)
+        assert place.answers == asked[:, there].sum()
+        assert place.accuracy == pytest.approx((right & asked)[:, there].sum().item() / place.answers)
+    (row,) = [row for row in fit(trial()).rows() if row["split"] == "test"]
+    assert sum(answers for _, _, answers, _ in row["by_position"]) == 96 * 2
+
+
 def test_evaluation_does_not_depend_on_how_much_is_done_at_a_time(monkeypatch):
     _, stack, data = untrained(trial())
     ((whole,),) = evaluate_all(stack, stack.flat, data.test)

@@ -82,7 +82,7 @@ def table(
         typer.Option(
             metavar="NAME",
             help="What it holds. points: every trial; budgets: recall at 1, 4, 16, 64 KB; needed: bytes for 50, "
-            "90, 99 %; leaders: who leads at each budget; beyond training; order of two sets; passes.",
+            "90, 99 %; leaders: who leads at each budget; beyond training; order of two sets; passes; position.",
         ),
     ] = "points",
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="One of markdown, latex, csv.")] = "markdown",

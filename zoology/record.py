@@ -133,7 +133,8 @@ class Score(Record):
     """One replica on one slice of one split: the best checkpoint by validation, and the last.
 
     `limit_bits` is the least state of any model that never errs there, where the task knows it; `limits` has that of
-    models that are right less often, as rising (accuracy, bits), on test scores only.
+    models that are right less often, as rising (accuracy, bits), on test scores only. So is `by_position`, the accuracy
+    over where the answers stand: (first token, last token, answers, accuracy).
     """
 
     split: Literal["valid", "test"]
@@ -149,6 +150,7 @@ class Score(Record):
     state_parts: dict[str, dict[str, int]]
     limit_bits: float | None
     limits: tuple[tuple[float, float], ...] = ()
+    by_position: tuple[tuple[int, int, int, float], ...] = ()
 
 
 class ReplicaResult(Record):

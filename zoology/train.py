@@ -273,7 +273,7 @@ class _Trial:
         self.notes += trained.notes
         self.seconds.update(trained.seconds)
         stack = stack.whole(trained.best)
-        tested = [evaluate_all(stack, flat, self.data.test) for flat in (trained.best, trained.last)]
+        tested = [evaluate_all(stack, flat, self.data.test, places=True) for flat in (trained.best, trained.last)]
         states = None
         for row, index in enumerate(group):
             at = trained.replicas[row]
@@ -347,6 +347,7 @@ class _Trial:
                         state_bytes=size,
                         state_parts=by_component(state),
                         limit_bits=limit if limit is not None and math.isfinite(limit) else None,
+                        by_position=at_best.places if split == "test" else (),
                         limits=tabulate(part.task.state_bits) if split == "test" else (),
                     )
                 )

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from zoology.analysis.records import load_runs
-from zoology.analysis.slices import beyond_training, by_order, by_passes, by_slice, exceeds, sizes
+from zoology.analysis.slices import beyond_training, by_order, by_passes, by_position, by_slice, exceeds, sizes
 from zoology.registry import InputError
 
 
@@ -129,3 +129,20 @@ def test_passes_are_compared_between_trials_that_are_alike(rows, trial):
 def test_one_seed_has_no_interval(rows, trial):
     table = by_slice(rows(trial({(1e-3, 0): (0.5, 0.4)})))
     assert math.isnan(table["ci_low"].item())
+
+
+def test_recall_over_where_the_answers_stand(rows, trial):
+    table = rows(trial({(1e-3, 0): (0.9, 0.9), (1e-3, 1): (0.9, 0.5), (1e-2, 0): (0.1, 0.1), (1e-2, 1): (0.1, 0.1)}))
+    with pytest.raises(InputError, match="no row tells where the answers stand"):
+        by_position(table)
+    told = {0: [[8, 15, 40, 1.0], [16, 63, 60, 0.8]], 1: [[8, 15, 40, 0.5], [16, 63, 60, 0.5]]}
+    table["by_position"] = [
+        told[seed] if split == "test" and rate == 1e-3 else []
+        for seed, split, rate in zip(table["seed"], table["split"], table["learning_rate"], strict=True)
+    ]
+    found = by_position(table)
+    assert found[["slice", "first", "last", "answers", "recall", "n_seeds"]].values.tolist() == [
+        ["T64-N4", 8, 15, 40, 0.75, 2],
+        ["T64-N4", 16, 63, 60, 0.65, 2],
+    ]
+    assert found.loc[0, ["ci_low", "ci_high"]].tolist() == [0.5, 1.0]

@@ -111,6 +111,42 @@ def beyond_training(table: pd.DataFrame, bootstrap: Bootstrap | None = None) -> 
     return pd.DataFrame(rows, columns=[*TRIAL, "within", "beyond", "loss", "ci_low", "ci_high", "n_seeds", "slices"])
 
 
+def by_position(rows: pd.DataFrame, bootstrap: Bootstrap | None = None) -> pd.DataFrame:
+    """Recall over where in the sequence the answers stand, the best checkpoint of the chosen learning rate.
+
+    Args:
+        rows: of `records.load_runs`.
+        bootstrap: what draws the intervals.
+
+    Returns:
+        A row per trial, slice and stretch of positions: the columns of the trial; `slice`; `first` and `last`, the
+        positions (tokens from 0); `answers`, how many stand there; `recall`, the mean over seeds, `ci_low`, `ci_high`,
+        `n_seeds`.
+
+    Raises:
+        InputError: the rows do not hold it: they are of an older version.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    found = []
+    for trial, part in rows[rows["split"].notna()].groupby("trial", sort=False):
+        rate, _ = choose_learning_rate(learning_rates(part[part["split"] == "valid"], str(trial)))
+        test = part[(part["split"] == "test") & (part["learning_rate"] == rate)]
+        for name, of_slice in test.groupby("slice", sort=False):
+            listed = [told for told in of_slice.get("by_position", []) if isinstance(told, list) and told]
+            for stretch in zip(*listed, strict=True):
+                first, last, answers, _ = stretch[0]
+                recalls = [accuracy for *_, accuracy in stretch]
+                low, high = bootstrap.of_mean(recalls)
+                found.append(
+                    {key: of_slice.iloc[0][key] for key in TRIAL}
+                    | {"slice": name, "first": first, "last": last, "answers": answers}
+                    | {"recall": float(np.mean(recalls)), "ci_low": low, "ci_high": high, "n_seeds": len(recalls)}
+                )
+    if not found:
+        raise InputError("no row tells where the answers stand: these runs are of an older version")
+    return pd.DataFrame(found)
+
+
 def by_order(table: pd.DataFrame, bootstrap: Bootstrap | None = None) -> pd.DataFrame:
     """Set disjointness: recall with the smaller set first and with the larger first, for each pair of sizes.
 

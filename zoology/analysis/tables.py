@@ -11,7 +11,7 @@ import pandas as pd
 
 from zoology.analysis.budgets import bytes_needed, leaders, recall_at
 from zoology.analysis.frontier import points
-from zoology.analysis.slices import beyond_training, by_order, by_passes, by_slice
+from zoology.analysis.slices import beyond_training, by_order, by_passes, by_position, by_slice
 from zoology.analysis.words import human_bytes, percent, points_table, spell_dials
 from zoology.registry import InputError, did_you_mean
 
@@ -38,8 +38,11 @@ class Given:
     @property
     def scored(self) -> pd.DataFrame:
         """Every trial slice by slice. They may have been tested on different ones."""
-        table = by_slice(self.rows)
-        return table[table["slice"].isin(list(self.slices))] if self.slices else table
+        return _chosen(by_slice(self.rows), self.slices)
+
+
+def _chosen(table: pd.DataFrame, slices: Sequence[str] | None) -> pd.DataFrame:
+    return table[table["slice"].isin(list(slices))] if slices else table
 
 
 class Table(NamedTuple):
@@ -137,6 +140,18 @@ _PASSES = {"slice": "slice", "passes": "shown", "once": "shown once %", "repeate
 _BEYOND = {"slices": "beyond", "within": "within training %", "beyond": "beyond it %", "loss": "loss"}
 _PAIRED = "in points of recall, paired over seeds; in brackets its 95 % bootstrap interval."
 
+
+def position_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`slices.by_position` as text: a trial and slice in each row, a stretch of positions in each column."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in found.to_dict("records"):
+        key = (row["architecture"], spell_dials(row["dials"]), str(row["d_model"]), row["slice"])
+        stretch = f"{row['first']}-{row['last']}" if row["first"] != row["last"] else str(row["first"])
+        cells.setdefault(key, {})[f"at {len(cells.get(key, {})) + 1}"] = f"{percent(row['recall'])} ({stretch})"
+    names = ("architecture", "dials", "d_model", "slice")
+    return pd.DataFrame([dict(zip(names, key, strict=True)) | row for key, row in cells.items()]).fillna("")
+
+
 _CLEAR = {True: "yes", False: "no", None: "unknown: too few seeds"}
 
 TABLES: dict[str, Table] = {
@@ -176,6 +191,11 @@ TABLES: dict[str, Table] = {
         lambda given: by_passes(given.scored),
         lambda found: differences_table(found, _PASSES),
         f"What the repetition gains, {_PAIRED}",
+    ),
+    "position": Table(
+        lambda given: _chosen(by_position(given.rows), given.slices),
+        position_table,
+        "Recall % over where the answers stand, in stretches of about as many answers; in brackets the tokens from 0.",
     ),
 }
 """By the name that `table --kind` takes."""

@@ -1,5 +1,6 @@
 """Accuracy and loss of every replica of a stack on every slice, with one transfer to the host for all."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -13,32 +14,83 @@ EVALUATION_TOKENS, CPU_EVALUATION_TOKENS = 8 * 256 * 256, 64 * 64
 """Tokens in a step of evaluation, over all replicas. More leave a CPU's caches, and take it a quarter longer."""
 
 
+BINS = 8
+"""Parts into which the answers of a slice are cut by where they stand, of about as many answers each."""
+
+
+class Place(NamedTuple):
+    """Accuracy of the answers that stand from `first` to `last`, counted in tokens from 0."""
+
+    first: int
+    last: int
+    answers: int
+    accuracy: float
+
+
 class Measured(NamedTuple):
-    """Accuracy and mean loss over the labelled positions of a slice; None of a model that diverged."""
+    """Accuracy and mean loss over the labelled positions of a slice; None of a model that diverged. `places` is the
+    accuracy by where the answers stand, where it was asked for."""
 
     accuracy: float | None
     loss: float | None
+    places: tuple[Place, ...] = ()
 
 
 @torch.no_grad()
-def evaluate_all(stack: Stack, flat: Tensor, parts: tuple[SliceData, ...]) -> list[list[Measured]]:
-    """Each replica on each slice, for the weights in a flat buffer (R, P): by replica, then by slice."""
+def evaluate_all(
+    stack: Stack, flat: Tensor, parts: tuple[SliceData, ...], places: bool = False
+) -> list[list[Measured]]:
+    """Each replica on each slice, for the weights in a flat buffer (R, P): by replica, then by slice.
+
+    `places` asks for the accuracy by where the answers stand, too.
+    """
     stack.template.eval()
     leaves = stack.leaves_of(flat)
-    sums = torch.stack([_evaluate(stack, leaves, part) for part in parts], dim=1).tolist()
-    return [[Measured(right / count, loss / count) for right, loss, count in replica] for replica in sums]
+    found = [_evaluate(stack, leaves, part) for part in parts]
+    sums = torch.stack([each for each, _ in found], dim=1).tolist()
+    told = [
+        _cut(part, right.tolist()) if places else [()] * stack.size
+        for part, (_, right) in zip(parts, found, strict=True)
+    ]
+    return [
+        [Measured(right / count, loss / count, told[s][r]) for s, (right, loss, count) in enumerate(replica)]
+        for r, replica in enumerate(sums)
+    ]
 
 
-def _evaluate(stack: Stack, leaves: list[Tensor], part: SliceData) -> Tensor:
-    """(R, 3): right answers, summed loss and labels of a slice, in float64 on its device."""
+def _cut(part: SliceData, right: list[list[float]]) -> list[tuple[Place, ...]]:
+    """Right answers by time, (R, T), in parts of about as many answers each: for each replica."""
+    times = part.positions[part.targets != IGNORE]
+    counts = torch.bincount(times, minlength=part.tokens.shape[1]).tolist()
+    edges, total, so_far = [0], sum(counts), 0
+    for time, count in enumerate(counts):
+        so_far += count
+        if count and so_far >= total * len(edges) / BINS:
+            edges.append(time + 1)
+    told = []
+    for row in right:
+        places = []
+        for first, stop in itertools.pairwise(edges):
+            held = [time for time in range(first, stop) if counts[time]]
+            answers = sum(counts[time] for time in held)
+            places.append(Place(held[0], held[-1], answers, sum(row[time] for time in held) / answers))
+        told.append(tuple(places))
+    return told
+
+
+def _evaluate(stack: Stack, leaves: list[Tensor], part: SliceData) -> tuple[Tensor, Tensor]:
+    """(R, 3): right answers, summed loss and labels of a slice, and (R, T): right answers by where they stand; both in
+    float64 on its device."""
     sums = torch.zeros(stack.size, 3, dtype=torch.float64, device=part.tokens.device)
+    by_time = torch.zeros(stack.size, part.tokens.shape[1], dtype=torch.float64, device=part.tokens.device)
     tokens = CPU_EVALUATION_TOKENS if sums.device.type == "cpu" else EVALUATION_TOKENS
     size = max(1, tokens // (part.tokens.shape[1] * stack.size))
     for start in range(0, len(part.tokens), size):
         rows = slice(start, start + size)
         targets = part.targets[rows]
         loss, right = stack.losses(leaves, part.tokens[rows], part.positions[rows], targets, part.task.prompt_length)
+        by_time.index_add_(1, part.positions[rows].flatten(), right.double())
         sums[:, 0] += right.sum(1)
         sums[:, 1] += loss.double().sum(1)
         sums[:, 2] += (targets != IGNORE).sum()
-    return sums
+    return sums, by_time
