@@ -1,6 +1,11 @@
 """What every test folder may use."""
 
+import os
 import sys
+
+# Tests run side by side, one on each core (pytest -n auto): threads within them would only get in each other's way.
+# Before torch is imported, as it reads this once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
