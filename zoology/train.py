@@ -242,7 +242,11 @@ class _Trial:
             valid = [score.accuracy for score in self.done[index].scores if score.split == "valid"]
             words["valid_accuracy"] = None if None in valid else sum(valid) / len(valid)  # type: ignore[arg-type]
         path = self.keep / WEIGHTS / f"{self.spec.id}.safetensors"
-        checkpoint.write(path, _named(self.weights, order), {"trial": self.spec.id, "replicas": replicas})
+        try:
+            checkpoint.write(path, _named(self.weights, order), {"trial": self.spec.id, "replicas": replicas})
+        except OSError as error:  # a full disk costs the weights, not the results
+            self.notes.append(f"its weights could not be kept: {error}")
+            return
         shutil.rmtree(self.keep / CHECKPOINTS / self.spec.id, ignore_errors=True)
         with contextlib.suppress(OSError):  # other trials have theirs there
             (self.keep / CHECKPOINTS).rmdir()
@@ -305,7 +309,8 @@ class _Trial:
         self.seconds["testing and proving"] += time.perf_counter() - begin
         if saved is not None:
             words = {"replicas": [self.done[index].model_dump(mode="json") for index in group], "notes": self.notes}
-            checkpoint.write(saved, _named(self.weights, group), words)
+            with contextlib.suppress(OSError):  # then a trial that is killed begins this group anew
+                checkpoint.write(saved, _named(self.weights, group), words)
 
     def _finished(self, saved: Path, group: tuple[int, ...]) -> bool:
         """Whether a group was trained and scored before a kill; then it is taken over as it is."""

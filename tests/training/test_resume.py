@@ -89,6 +89,18 @@ def test_a_torn_checkpoint_is_refused_and_the_trial_starts_over(tmp_path, monkey
     assert [numbers(r) for r in result.replicas] == [numbers(r) for r in fit(SPEC).replicas]
 
 
+def test_a_disk_that_takes_nothing_costs_the_weights_and_not_the_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoology.training.loop, "CHECKPOINT_SECONDS", 0.0)
+    (tmp_path / CHECKPOINTS).write_text("a file where a folder should be")
+    (tmp_path / WEIGHTS).write_text("and another")
+    result = fit(SPEC, keep=tmp_path)
+    assert [numbers(r) for r in result.replicas] == [numbers(r) for r in fit(SPEC).replicas]
+    assert [note.partition(":")[0] for note in result.notes] == [
+        "no checkpoint could be written",
+        "its weights could not be kept",
+    ]
+
+
 def _step(place: Path) -> int:
     """The step of the newest checkpoint that is there."""
     found = [0]

@@ -145,7 +145,11 @@ class Loop:
         self._evaluating += time.perf_counter() - begin
         self.stack.template.train()
         if self.saved and self.rows and time.monotonic() - self._written > CHECKPOINT_SECONDS:
-            self._put_down(self.saved)
+            try:
+                self._put_down(self.saved)
+            except OSError as error:
+                self.notes.append(f"no checkpoint could be written: {error}")
+                self.saved = None
 
     def _judge(self, replica: Replica, found: list[Measured], loss: float) -> None:
         replica.steps = self.step
