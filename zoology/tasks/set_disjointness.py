@@ -29,6 +29,10 @@ class SetDisjointness(Task):
 
     - `which`: exactly one token is in both, and is the label. It stands anywhere in either set, equally likely.
     - `whether`: one token is in both and the label is yes, or none is and it is no, with probability 1/2 each.
+
+    A model that reads the sets once, in order, must keep all of A, log2 C(U, size_a) bits (see `state_bits`), however
+    few B has. One that is shown them again, or reads its prompt whole, may keep the smaller of the two instead, which
+    is what the paper's two ways of reading twice are for.
     """
 
     vocab_size: int = Field(2048, ge=SPECIAL + 2, description="number of token ids, four of them reserved")
