@@ -145,8 +145,12 @@ class SetDisjointness(Task):
 
     @classmethod
     def presets(cls) -> dict[str, Preset]:
-        """ "small" for a CPU; "paper" is the recipe of the paper's synthetic study."""
-        small = [cls(vocab_size=64, size_a=a, size_b=b) for a, b in ((4, 16), (16, 4))]
+        """ "small" for a CPU; "paper" is the recipe of the paper's synthetic study.
+
+        On "small" one attention gets about half right at d_model = 32: each B has to be looked for in A, and then the
+        one that was found. `short-conv+attention+short-conv+attention` reaches 97 % without positions.
+        """
+        small = [cls(vocab_size=36, size_a=a, size_b=b) for a, b in ((2, 8), (8, 2), (4, 16), (16, 4))]
 
         def paper(*sizes: tuple[int, int]) -> list[SetDisjointness]:
             both_orders = [order for a, b in sizes for order in ((a, b), (b, a))]
@@ -157,6 +161,6 @@ class SetDisjointness(Task):
             (1, 32), (4, 32), (4, 128), (16, 256), (4, 256), (16, 512), (4, 512), (8, 768), (16, 768), (4, 768)
         )
         return {
-            "small": Preset.same(small, 20_000),
+            "small": Preset.same(small, 22_000),
             "paper": Preset(train=tuple((task, 20_000) for task in trained), test=tuple(tested)),
         }
