@@ -110,7 +110,7 @@ SWEEP = [
         "--arch based --size-a 4",
         "--size-a belongs to the task set-disjointness; here there are --vocab-size, --seq-len",
     ),
-    ("--arch based --task set-disjointness --size-a 99", "vocab_size = 64 leaves 60 tokens for the two sets"),
+    ("--arch based --task set-disjointness --size-a 99", "vocab_size = 36 leaves 32 tokens for the two sets"),
     ("--arch based --learning-rates abc", "--learning-rates abc: 'abc' is not allowed; numbers above 0"),
     ("--arch based --learning-rates 0", "--learning-rates 0: '0' is not allowed; numbers above 0"),
     ("--arch based --learning-rates 1e-3,inf", "--learning-rates 1e-3,inf: 'inf' is not allowed; numbers above 0"),
