@@ -100,7 +100,7 @@ def linear_attention(
     Raises:
         ValueError: shapes that do not fit each other, an unknown feature map, a chunk size below 1.
     """
-    _check(q, k, v, feature_map, log_decay, dims=4)
+    check(q, k, v, feature_map, log_decay, dims=4)
     if chunk_size is None:
         chunk_size = CHUNK if log_decay is None else DECAY_CHUNK
     if chunk_size < 1:
@@ -150,7 +150,7 @@ def linear_attention_step(
     Raises:
         ValueError: as `linear_attention`.
     """
-    _check(q, k, v, feature_map, log_decay, dims=3)
+    check(q, k, v, feature_map, log_decay, dims=3)
     wide = torch.promote_types(q.dtype, torch.float32)
     features = _features(feature_map)
     phi_q, phi_k, value = features(q.to(wide)), features(k.to(wide)), v.to(wide)
@@ -261,7 +261,7 @@ def _empty(k: Tensor, v: Tensor, feature_map: FeatureMap, normalise: bool) -> tu
     return k.new_zeros(k.shape[0], width, v.shape[-1]), k.new_zeros(k.shape[0], width if normalise else 0)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, feature_map: str, log_decay: Tensor | None, dims: int) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, feature_map: str, log_decay: Tensor | None, dims: int) -> None:
     if feature_map not in ("identity", "taylor"):
         raise ValueError(f"feature_map = {feature_map!r}: must be 'identity' or 'taylor'")
     if q.dim() != dims or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
