@@ -1,9 +1,14 @@
 """Causal linear attention, with second-order Taylor features or features that the caller made.
 
+    o_t = sum_{s <= t} d_ts w(q_t, k_s) v_s / (sum_{s <= t} d_ts w(q_t, k_s) + eps),    w(q, k) = phi(q) . phi(k)
+
+where d_ts = 1, or exp(g_{s+1} + ... + g_t) with a decay, whose logarithm is g.
+
+Sources: Katharopoulos et al., arXiv:2006.16236 (the recurrence); Based, arXiv:2402.18668 (Taylor features); GLA,
+arXiv:2312.06635 (chunks); RetNet, arXiv:2307.08621 (a decay for each head); Mamba-2, arXiv:2405.21060 (and each token).
+
 Letters: B batch, T time, H heads, f feature_dim (width of q and k), F width of phi, dv width of v, C chunk.
 """
-
-import functools
 
 import torch
 from torch import Tensor
@@ -24,7 +29,6 @@ WHOLE = 512
 """Tokens of a sequence up to which the scores of all pairs cost less than chunks and their states do."""
 
 
-@functools.wraps(reference.linear_attention, assigned=("__doc__",))
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -39,6 +43,30 @@ def linear_attention(
     output_state: bool = False,
     implementation: str | None = None,
 ) -> tuple[Tensor, LinearAttentionState | None]:
+    """Causal linear attention over a piece of a sequence.
+
+    Args:
+        q, k: (B, T, H, f).
+        v: (B, T, H, dv).
+        feature_map: "taylor" for w = 1 + s + s^2 / 2 with s = q . k / sqrt(f); "identity" for w = q . k, where q and k
+            already are features (which should be positive if the output is normalised).
+        normalise: divide by the sum of the weights.
+        log_decay: g, the logarithm of what the state is multiplied by before a token is added: (H,), or (B, T, H) where
+            each token has its own. Finite and at most 0. None for no decay.
+        state: what came before, or None at the beginning.
+        chunk_size: C, tokens in a chunk. Changes no number beyond rounding. None for what is fastest on the device.
+        eps: added to the sum of the weights.
+        output_state: whether the state after the piece is returned; None otherwise.
+        implementation: "triton", "reference", or None for the device's.
+
+    Returns:
+        o (B, T, H, dv) in the dtype of v, and the state or None. Sums are taken in float32 or better. In Triton
+        gradients are taken once, not twice, and from outside of `torch.vmap`, not inside.
+
+    Raises:
+        ValueError: shapes that do not fit each other, an unknown feature map, a chunk size below 1, or more than the
+            kernel can take.
+    """
     check(q, k, v, feature_map, log_decay, dims=4)
     if choose(implementation, q.device) == "reference" or state is not None or output_state or q.shape[1] > WHOLE:
         return reference.linear_attention(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoology.kernels import hopper
 from zoology.kernels.linear_attention import inside
+from zoology.kernels.linear_attention.exact import exact
 from zoology.kernels.replicas import fold, unfold
 
 MAX_KEY, MAX_VALUE = 256, 128
@@ -319,10 +320,29 @@ def _(
     return tuple(unfold(x, size) for x in out), (0, 0, 0, 0)
 
 
-def _errors(q: Tensor, v: Tensor, decayed: bool, taylor: bool, normalise: bool) -> dict[str, float]:
-    """Relative errors of a small instance like q and v, against float64."""
-    raise NotImplementedError
+def _errors(shape: tuple[int, ...], dv: int, dtype: torch.dtype, device: torch.device, *flags: Any) -> dict[str, float]:
+    """Relative errors against float64 of two rows of the batch. Weights are positive, and gradients do not cancel."""
+    decayed, taylor, normalise = flags
+    _, time, heads, f = shape
+    ramp = torch.arange(2 * time * heads * max(f, dv), device=device, dtype=torch.float64)
+    q, k, v, do = (
+        (ramp[: 2 * time * heads * width] * speed).sin().view(2, time, heads, width)
+        for width, speed in ((f, 1.7), (f, 2.3), (dv, 3.1), (dv, 1.3))
+    )
+    if not taylor:
+        q, k = q.relu() + 0.1, k.relu() + 0.1
+    q, k, v, do = (x.to(dtype) for x in (q, k, v, do))
+    g = (ramp[: 2 * time * heads] * 2.9).cos().sub(1).div(8).view(2, time, heads) if decayed else None
+    o, den = launch_forward(q, k, v, g, taylor, normalise, 1e-6)
+    got = (o, *launch_backward(do, q, k, v, g, o, den, taylor, normalise, 1e-6))
+    names = ("the output", *(f"the gradient of {x}" for x in ("q", "k", "v", "log_decay")))
+    pairs = zip(names, got, exact(do, q, k, v, g, taylor, normalise, 1e-6), strict=True)
+    return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in pairs if b is not None}
 
 
 def _check(q: Tensor, v: Tensor, decayed: bool, taylor: bool, normalise: bool) -> None:
-    pass
+    _, time, heads, f = q.shape
+    if q.dtype != torch.float32 and q.numel() and time > 1:  # float32 does not go through the matrix units
+        key = ("linear_attention", time, heads, f, v.shape[-1], q.dtype, decayed, taylor, normalise)
+        args = (tuple(q.shape), v.shape[-1], q.dtype, q.device, decayed, taylor, normalise)
+        hopper.check(key, q.device, lambda: _errors(*args))
