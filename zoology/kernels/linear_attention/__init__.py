@@ -25,9 +25,6 @@ from zoology.kernels.replicas import choose
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step", "taylor_features"]
 
-WHOLE = 512
-"""Tokens of a sequence up to which the scores of all pairs cost less than chunks and their states do."""
-
 
 def linear_attention(
     q: Tensor,
@@ -68,7 +65,9 @@ def linear_attention(
             kernel can take.
     """
     check(q, k, v, feature_map, log_decay, dims=4)
-    if choose(implementation, q.device) == "reference" or state is not None or output_state or q.shape[1] > WHOLE:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size = {chunk_size}: must be at least 1")
+    if choose(implementation, q.device) == "reference":
         return reference.linear_attention(
             q,
             k,
@@ -90,11 +89,13 @@ def linear_attention(
         inside = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     q, k, v = q.to(inside), k.to(inside), v.to(inside)
     triton.limits(q, v)
-    if log_decay is not None:
-        # One row for the whole batch where there is one decay for each head, and no copy.
-        log_decay = log_decay.expand(1, q.shape[1], -1) if log_decay.dim() == 1 else log_decay
-    taylor = feature_map == "taylor"
+    if log_decay is not None and log_decay.dim() == 1:
+        log_decay = log_decay.expand(1, q.shape[1], -1)  # one row for the whole batch, and no copy
+    options = (feature_map == "taylor", normalise, eps, triton.chunk_of(q.shape[1], chunk_size), output_state)
     # A program holds so many values of a token, and no more.
-    parts = [triton.forward(q, k, x, log_decay, taylor, normalise, eps)[0] for x in v.split(triton.MAX_VALUE, -1)]
-    o = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-    return o.to(dtype), None
+    values = v.split(triton.MAX_VALUE, -1)
+    sums, z = (None, None) if state is None else state
+    before = [None] * len(values) if sums is None else sums.split(triton.MAX_VALUE, -1)
+    parts = [triton.forward(q, k, x, log_decay, kv, z, *options) for x, kv in zip(values, before, strict=True)]
+    o, kv = (x[0] if len(x) == 1 else torch.cat(x, -1) for x in list(zip(*parts, strict=True))[::2])
+    return o.to(dtype), LinearAttentionState(kv, parts[0][3]) if output_state else None

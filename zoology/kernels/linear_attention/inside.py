@@ -5,7 +5,9 @@ but with a polynomial where it has the exponential of softmax. So nothing runs a
 
 A program has one block of rows of one chunk of one head, and goes over the blocks of columns on the other side. Weights
 are made again in the backward pass: only D is kept. No atomics: one kernel makes dq, another dk and dv, and where a
-chunk fits into one block one program makes all three.
+chunk fits into one block one program makes all three. What comes from before a chunk, and what it gives to later ones,
+is in the states that `between` makes: PAST says that there are any (START: before the first chunk too), FUTURE that
+there are gradients of them (END: of the last too).
 
 Decays come as the logarithms G to base 2, from the beginning of the chunk, in two float32 parts: near + rest. Only
 exp2(G_t - G_s), s <= t, is taken. The gradient by G is kept as what a token's row has of W dW, less its column.
@@ -16,67 +18,23 @@ Letters: B batch, T time, H heads, N chunks, f width of q and k (F, padded FW), 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def place(T, H, chunk, BLOCK: tl.constexpr):
-    """This program's (row of the batch, head, first token of its chunk, tokens there, block of the chunk)."""
-    blocks = tl.cdiv(tl.minimum(chunk, T), BLOCK)
-    chunks = tl.cdiv(T, chunk)
-    program = tl.program_id(0)
-    block = program % blocks
-    n = program // blocks % chunks
-    row = (program // blocks // chunks).to(tl.int64)
-    begin = (n * chunk).to(tl.int64)
-    return row // H, row % H, begin, tl.minimum(chunk, T - n * chunk), block
-
-
-@triton.jit
-def tile(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Rows of a matrix whose elements lie dense along them; 0 beyond `length` and `WIDTH`."""
-    columns = tl.arange(0, PADDED)
-    mask = (rows < length)[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def put(base, x, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    columns = tl.arange(0, PADDED)
-    mask = (rows < length)[:, None] & (columns < WIDTH)[None, :]
-    tl.store(base + rows[:, None] * stride + columns[None, :], x, mask=mask)
-
-
-@triton.jit
-def weight(s, TAYLOR: tl.constexpr):
-    """w of the (scaled) score."""
-    if TAYLOR:
-        return 0.5 * (1.0 + s) * (1.0 + s) + 0.5
-    return s
-
-
-@triton.jit
-def slope(s, scale, TAYLOR: tl.constexpr):
-    """The derivative of w by the score before it is scaled."""
-    if TAYLOR:
-        return (1.0 + s) * scale
-    return tl.full(s.shape, 1.0, tl.float32)
-
-
-@triton.jit
-def decay(near, rest, near_past, rest_past):
-    """exp2 of G of some tokens less G of earlier ones; 1 where they are not earlier, which is masked elsewhere."""
-    return tl.exp2(tl.minimum((near - near_past) + (rest - rest_past), 0.0))
+from zoology.kernels.linear_attention.between import by_features, features
+from zoology.kernels.linear_attention.tiles import decay, place, put, slope, tile, weight
 
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def output_kernel(
-    q, k, v, near, rest, o, den, T, H, chunk, repeat, sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
+    q, k, v, near, rest, states, states_z, o, den, T, H, chunk, repeat,
+    sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+    NF: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, h, begin, length, block = place(T, H, chunk, ROWS)
+    b, h, n, length, block = place(T, H, chunk, ROWS)
     first = block * ROWS
     if first >= length:
         return
+    begin = (n * chunk).to(tl.int64)
     rows, cols = first + tl.arange(0, ROWS), tl.arange(0, COLS)
     q += b * sqb + h * sqh + begin * sqt
     k += b * skb + h * skh + begin * skt
@@ -91,6 +49,19 @@ def output_kernel(
         rest_row = tl.load(rest + rows, mask=rows < length, other=0.0)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VW], tl.float32)
+    if PAST:
+        at = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
+        for start in range(0, tl.where((n > 0) | START, NF, 0), FT):
+            c = start + tl.arange(0, FT)
+            phi = features(query, start, F, FW, FT, TAYLOR)
+            kv = tile(states + at * NF * V, c, V, NF, V, VW)
+            acc = tl.dot(phi.to(NARROW), kv, acc, input_precision=PRECISION)
+            if NORMALISE:
+                total += tl.sum(phi * tl.load(states_z + at * NF + c, mask=c < NF, other=0.0)[None, :], 1)
+        if DECAY:
+            fade = tl.exp2(near_row + rest_row)
+            acc *= fade[:, None]
+            total *= fade
     for start in range(0, tl.minimum(first + ROWS, length), COLS):
         past = start + cols
         s = tl.dot(query, tl.trans(tile(k, past, skt, length, F, FW)), input_precision="ieee") * scale
@@ -110,16 +81,18 @@ def output_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def query_gradient_kernel(
-    q, k, v, near, rest, o, den, do, dq, delta, across, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, o, den, do, dq, delta, across, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+    NF: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq; delta_t = do_t . o_t, which the other kernel reads; and `across`, the rows' sums of W dW."""
-    b, h, begin, length, block = place(T, H, chunk, ROWS)
+    b, h, n, length, block = place(T, H, chunk, ROWS)
     first = block * ROWS
     if first >= length:
         return
+    begin = (n * chunk).to(tl.int64)
     rows, cols = first + tl.arange(0, ROWS), tl.arange(0, COLS)
     q += b * sqb + h * sqh + begin * sqt
     k += b * skb + h * skh + begin * skt
@@ -142,6 +115,19 @@ def query_gradient_kernel(
         rest_row = tl.load(rest + rows, mask=rows < length, other=0.0)
         sums = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, FW], tl.float32)
+    if PAST:
+        to = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
+        for start in range(0, tl.where((n > 0) | START, NF, 0), FT):
+            c = start + tl.arange(0, FT)
+            kv = tile(states + to * NF * V, c, V, NF, V, VW)
+            grad = tl.dot(above.to(NARROW), tl.trans(kv), input_precision=PRECISION)
+            if NORMALISE:
+                z = tl.load(states_z + to * NF + c, mask=c < NF, other=0.0)
+                grad = (grad - pull[:, None] * z[None, :]) * share[:, None]
+            if DECAY:
+                grad *= tl.exp2(near_row + rest_row)[:, None]
+                sums += tl.sum(grad * features(query, start, F, FW, FT, TAYLOR), 1)
+            acc += by_features(grad, query, start, F, FW, FT, TAYLOR, NARROW, PRECISION)
     for start in range(0, tl.minimum(first + ROWS, length), COLS):
         past = start + cols
         key = tile(k, past, skt, length, F, FW)
@@ -165,16 +151,18 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def key_gradient_kernel(
-    q, k, v, near, rest, den, do, dk, dv, delta, down, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, den, do, dk, dv, delta, down, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+    NF: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr, TAYLOR: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv, and `down`, the columns' sums of W dW. A program's rows are keys here, its columns later queries."""
-    b, h, begin, length, block = place(T, H, chunk, ROWS)
+    b, h, n, length, block = place(T, H, chunk, ROWS)
     first = block * ROWS
     if first >= length:
         return
+    begin = (n * chunk).to(tl.int64)
     rows, cols = first + tl.arange(0, ROWS), tl.arange(0, COLS)
     q += b * sqb + h * sqh + begin * sqt
     k += b * skb + h * skh + begin * skt
@@ -193,6 +181,25 @@ def key_gradient_kernel(
         sums = tl.zeros([ROWS], tl.float32)
     by_key = tl.zeros([ROWS, FW], tl.float32)
     by_value = tl.zeros([ROWS, VW], tl.float32)
+    if FUTURE:
+        chunks = tl.cdiv(T, chunk)
+        to = (b * H + h) * chunks + n
+        if DECAY:
+            near_end, rest_end = tl.load(near + length - 1), tl.load(rest + length - 1)
+            fade = decay(near_end, rest_end, near_row, rest_row)
+        for start in range(0, tl.where((n < chunks - 1) | END, NF, 0), FT):
+            c = start + tl.arange(0, FT)
+            kv = tile(states + to * NF * V, c, V, NF, V, VW)
+            phi = features(key, start, F, FW, FT, TAYLOR)
+            grad = tl.dot(value.to(NARROW), tl.trans(kv), input_precision=PRECISION)
+            if NORMALISE:
+                grad += tl.load(states_z + to * NF + c, mask=c < NF, other=0.0)[None, :]
+            if DECAY:
+                phi *= fade[:, None]
+                sums += tl.sum(grad * phi, 1)
+                grad *= fade[:, None]
+            by_value = tl.dot(phi.to(NARROW), kv, by_value, input_precision=PRECISION)
+            by_key += by_features(grad, key, start, F, FW, FT, TAYLOR, NARROW, PRECISION)
     for start in range(first // COLS * COLS, length, COLS):
         later = start + cols
         query = tile(q, later, sqt, length, F, FW)
@@ -233,7 +240,8 @@ def gradient_kernel(
 
     D and do . o come from the weights again, so neither D nor o is read.
     """
-    b, h, begin, length, _ = place(T, H, chunk, ROWS)
+    b, h, n, length, _ = place(T, H, chunk, ROWS)
+    begin = (n * chunk).to(tl.int64)
     rows = tl.arange(0, ROWS)
     at = (b * T + begin) * H + h
     near += (b // repeat * H + h) * T + begin
@@ -265,30 +273,3 @@ def gradient_kernel(
     ds = (dw * slope(s, scale, TAYLOR)).to(NARROW)
     put(dq + at * F, tl.dot(ds, key.to(NARROW), input_precision=PRECISION), rows, H * F, length, F, FW)
     put(dk + at * F, tl.dot(tl.trans(ds), query.to(NARROW), input_precision=PRECISION), rows, H * F, length, F, FW)
-
-
-@triton.jit(do_not_specialize=["T", "H", "chunk"])
-def cumulative_kernel(g, near, rest, T, H, chunk, sgb, sgt, sgh, BLOCK: tl.constexpr):
-    """G, summed in float64: g (P, T, H) of any strides -> near, rest (P, H, T)."""
-    b, h, begin, length, _ = place(T, H, chunk, BLOCK)
-    tokens = tl.arange(0, BLOCK)
-    there = tokens < length
-    x = tl.load(g + b * sgb + h * sgh + (begin + tokens) * sgt, mask=there, other=0.0).to(tl.float64)
-    total = tl.cumsum(x * 1.4426950408889634, 0)
-    high = total.to(tl.float32)
-    at = (b * H + h) * T + begin + tokens
-    tl.store(near + at, high, mask=there)
-    tl.store(rest + at, (total - high.to(tl.float64)).to(tl.float32), mask=there)
-
-
-@triton.jit(do_not_specialize=["T", "H", "chunk"])
-def decay_gradient_kernel(across, down, dg, T, H, chunk, BLOCK: tl.constexpr, BOTH: tl.constexpr):
-    """dg_r = sum_{t >= r} (across_t - down_t) within the chunk: (B, H, T) -> (B, T, H)."""
-    b, h, begin, length, _ = place(T, H, chunk, BLOCK)
-    tokens = tl.arange(0, BLOCK)
-    there = tokens < length
-    at = (b * H + h) * T + begin + tokens
-    x = tl.load(across + at, mask=there, other=0.0).to(tl.float64)
-    if BOTH:
-        x -= tl.load(down + at, mask=there, other=0.0).to(tl.float64)
-    tl.store(dg + (b * T + begin + tokens) * H + h, tl.cumsum(x, 0, reverse=True).to(tl.float32), mask=there)

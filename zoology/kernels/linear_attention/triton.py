@@ -1,194 +1,35 @@
-"""Linear attention in Triton: the `torch.library` ops around the kernels of `inside`.
+"""The `torch.library` ops around the Triton kernels of linear attention.
 
 The op's batch is whatever is folded into it: `torch.vmap` puts the replicas there.
 
-Letters: B batch, T time, H heads, f width of q and k, dv width of v; P rows of decays, each of B / P rows of the batch.
+Letters: B batch, T time, H heads, f width of q and k, F that of phi, dv width of v; P rows of decays, each of B / P
+rows of the batch.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from zoology.kernels import hopper
-from zoology.kernels.linear_attention import inside
 from zoology.kernels.linear_attention.exact import exact
+from zoology.kernels.linear_attention.launch import Options, launch_backward, launch_forward, width
 from zoology.kernels.replicas import fold, unfold
 
 MAX_KEY, MAX_VALUE = 256, 128
+WHOLE, CHUNK = 512, 128
+"""Tokens of a sequence up to which the scores of all pairs cost less than chunks do; tokens of a chunk beyond."""
 
 
-class Blocks(NamedTuple):
-    """What a kernel is compiled for: a program's rows, tokens that they meet at a time, warps, blocks in flight."""
-
-    rows: int
-    cols: int
-    warps: int
-    stages: int
+def chunk_of(time: int, chunk_size: int | None) -> int:
+    """C."""
+    if chunk_size is None:
+        chunk_size = WHOLE if time <= WHOLE else CHUNK
+    return max(1, min(chunk_size, time, MAX_CHUNK))
 
 
-def padded(n: int) -> int:
-    """The width that a kernel computes with: products take no less than 16."""
-    return max(16, triton.next_power_of_2(n))
-
-
-def output_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
-    """The forward kernel's blocks, for a chunk of `length` tokens."""
-    if dtype == torch.float32:
-        return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 128 else 16, 4, 1)
-    rows = min(64, padded(length))
-    return Blocks(rows, min(64 if f <= 128 else 32, padded(length)), 4, 2)
-
-
-def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
-    """The blocks of both gradient kernels."""
-    if dtype == torch.float32:
-        return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
-    rows = min(64, padded(length))
-    return Blocks(rows, min(64 if f <= 64 else 32, padded(length)), 4, 2)
-
-
-def whole_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks | None:
-    """The blocks of the kernel that makes all gradients of a chunk at once, or None where the chunk is too long."""
-    limit = 32 if dtype == torch.float32 else 128 if f <= 32 else 64
-    if length > limit or f > 128:
-        return None
-    rows = padded(length)
-    return Blocks(rows, rows, 8 if rows > 64 else 4, 1)
-
-
-class Problem:
-    """The arguments that all kernels share, for one piece of work."""
-
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, taylor: bool, normalise: bool, eps: float
-    ):
-        self.q, self.k, self.v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        self.batch, self.time, self.heads, self.f = q.shape
-        self.dv = v.shape[-1]
-        self.chunk = self.time
-        self.repeat = self.batch // log_decay.shape[0] if log_decay is not None else 1
-        self.near, self.rest = self._cumulative(log_decay) if log_decay is not None else (q, q)
-        self.decayed, self.taylor, self.normalise, self.eps = log_decay is not None, taylor, normalise, eps
-
-    def float32(self, *shape: int) -> Tensor:
-        return self.q.new_empty(shape, dtype=torch.float32)
-
-    def tokens(self, there: bool) -> Tensor:
-        """One number for each token and head, if there."""
-        return self.float32(self.batch, self.heads, self.time) if there else self.float32(0)
-
-    def grid(self, rows: int) -> tuple[int]:
-        blocks = triton.cdiv(min(self.chunk, self.time), rows)
-        return (self.batch * self.heads * triton.cdiv(self.time, self.chunk) * blocks,)
-
-    @property
-    def sizes(self) -> tuple[Any, ...]:
-        strides = (s for x in (self.q, self.k, self.v) for s in x.stride()[:3])
-        scale = self.f**-0.5 if self.taylor else 1.0
-        return (self.time, self.heads, self.chunk, self.repeat, *strides, scale, self.eps)
-
-    def options(self, blocks: Blocks) -> dict[str, Any]:
-        # A weight does not stay within float16 as its factors do; TF32 has the same digits, and the range.
-        narrow = tl.bfloat16 if self.q.dtype == torch.bfloat16 else tl.float32
-        return {
-            "F": self.f,
-            "FW": padded(self.f),
-            "V": self.dv,
-            "VW": padded(self.dv),
-            "ROWS": blocks.rows,
-            "TAYLOR": self.taylor,
-            "NORMALISE": self.normalise,
-            "DECAY": self.decayed,
-            "NARROW": narrow,
-            "PRECISION": "tf32" if self.q.dtype == torch.float16 else "ieee",
-            "num_warps": blocks.warps,
-            "num_stages": blocks.stages,
-        }
-
-    def _cumulative(self, log_decay: Tensor) -> tuple[Tensor, Tensor]:
-        rows = log_decay.shape[0]
-        near, rest = (self.float32(rows, self.heads, self.time) for _ in range(2))
-        block = triton.next_power_of_2(min(self.chunk, self.time))
-        grid = (rows * self.heads * triton.cdiv(self.time, self.chunk),)
-        inside.cumulative_kernel[grid](
-            log_decay, near, rest, self.time, self.heads, self.chunk, *log_decay.stride(), BLOCK=block
-        )
-        return near, rest
-
-    def decay_gradient(self, across: Tensor, down: Tensor | None, rows: int) -> Tensor:
-        """The gradient of the decays of `rows` rows, (P, T, H) in float32."""
-        dg = self.float32(self.batch, self.time, self.heads)
-        block = triton.next_power_of_2(min(self.chunk, self.time))
-        inside.decay_gradient_kernel[self.grid(self.chunk)](
-            across, across if down is None else down, dg, self.time, self.heads, self.chunk,
-            BLOCK=block, BOTH=down is not None,
-        )  # fmt: skip
-        return dg if rows == self.batch else dg.unflatten(0, (rows, -1)).sum(1)
-
-
-def launch_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    taylor: bool,
-    normalise: bool,
-    eps: float,
-    blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The forward kernel, with `blocks` from the table or given; see `forward`."""
-    o = v.new_empty(v.shape)
-    batch, time, heads, _ = q.shape
-    den = v.new_empty((batch, heads, time) if normalise else (0,), dtype=torch.float32)
-    if o.numel():
-        p = Problem(q, k, v, log_decay, taylor, normalise, eps)
-        b = blocks or output_blocks(p.chunk, p.f, p.dv, q.dtype)
-        inside.output_kernel[p.grid(b.rows)](
-            p.q, p.k, p.v, p.near, p.rest, o, den, *p.sizes, COLS=b.cols, **p.options(b)
-        )
-    return o, den
-
-
-def launch_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    o: Tensor,
-    den: Tensor,
-    taylor: bool,
-    normalise: bool,
-    eps: float,
-    blocks: tuple[Blocks | None, Blocks, Blocks] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient kernels, with blocks (of the whole, dq's, dk's) from the table or given; see `backward`."""
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    rows = 0 if log_decay is None else log_decay.shape[0]
-    if not o.numel():
-        return *(x.zero_() for x in (dq, dk, dv)), q.new_zeros(rows, *q.shape[1:3], dtype=torch.float32)
-    p = Problem(q, k, v, log_decay, taylor, normalise, eps)
-    size = (p.chunk, p.f, p.dv, q.dtype)
-    whole, for_q, for_k = blocks or (whole_blocks(*size), gradient_blocks(*size), gradient_blocks(*size))
-    do, across = do.contiguous(), p.tokens(p.decayed)
-    down = None
-    if whole is not None:
-        inside.gradient_kernel[p.grid(whole.rows)](
-            p.q, p.k, p.v, p.near, p.rest, do, dq, dk, dv, across, *p.sizes, **p.options(whole)
-        )
-    else:
-        delta, down = p.tokens(normalise), p.tokens(p.decayed)
-        inside.query_gradient_kernel[p.grid(for_q.rows)](
-            p.q, p.k, p.v, p.near, p.rest, o, den, do, dq, delta, across, *p.sizes, COLS=for_q.cols, **p.options(for_q)
-        )
-        inside.key_gradient_kernel[p.grid(for_k.rows)](
-            p.q, p.k, p.v, p.near, p.rest, den, do, dk, dv, delta, down, *p.sizes, COLS=for_k.cols, **p.options(for_k)
-        )
-    dg = p.decay_gradient(across, down, rows) if p.decayed else p.float32(0, *q.shape[1:3])
-    return dq, dk, dv, dg
+MAX_CHUNK = 4096
+"""One program sums the decays of a chunk."""
 
 
 def limits(q: Tensor, v: Tensor) -> None:
@@ -209,23 +50,70 @@ def limits(q: Tensor, v: Tensor) -> None:
 
 @torch.library.custom_op("zoology::linear_attention", mutates_args=())
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, taylor: bool, normalise: bool, eps: float
-) -> tuple[Tensor, Tensor]:
-    """q, k (B, T, H, f), v (B, T, H, dv), all of one dtype; log_decay (P, T, H), where P divides B, or None.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    kv: Tensor | None,
+    z: Tensor | None,
+    taylor: bool,
+    normalise: bool,
+    eps: float,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k (B, T, H, f), v (B, T, H, dv), all of one dtype; log_decay (P, T, H), where P divides B, or None; the state
+    before them, kv (B, H, F, dv) and z (B, H, F) or (B, H, 0), or None twice.
 
     Returns:
-        o (B, T, H, dv); and the sums of weights (B, H, T) in float32, or none of them if not `normalise`.
+        o (B, T, H, dv); the sums of weights (B, H, T) in float32; and the state after, in float32: its F is 0 unless
+        `keep`. Of what is not normalised there are no sums and no z: T and F are 0 there.
     """
-    _check(q, v, log_decay is not None, taylor, normalise)
-    return launch_forward(q, k, v, log_decay, taylor, normalise, eps)
+    options = Options(taylor, normalise, eps, chunk)
+    empty = _outputs(q, v, options, keep)
+    if not v.numel():
+        return empty[0], empty[1], *_states_of_none(q, v, kv, z, options, keep)
+    _check(q, v, log_decay is not None, kv is not None or keep, options)
+    o, den, *end = launch_forward(q, k, v, log_decay, kv, z, options, keep)
+    return o, den if normalise else empty[1], *(end if keep else empty[2:])
+
+
+def _outputs(q: Tensor, v: Tensor, options: Options, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, time, heads, f = q.shape
+    nf = width(f, options.taylor) if keep else 0
+    shapes = ((time if options.normalise else 0,), (nf, v.shape[-1]), (nf if options.normalise else 0,))
+    rest = (v.new_empty(batch, heads, *shape, dtype=torch.float32) for shape in shapes)
+    return v.new_empty(v.shape), *rest
+
+
+def _states_of_none(
+    q: Tensor, v: Tensor, kv: Tensor | None, z: Tensor | None, options: Options, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """The state after no token is that before."""
+    _, _, *after = _outputs(q, v, options, keep)
+    for x, before in zip(after, (kv, z), strict=True):
+        if before is None or not keep:
+            x.zero_()
+        else:
+            x.copy_(before)
+    return after[0], after[1]
 
 
 @forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, taylor: bool, normalise: bool, eps: float
-) -> tuple[Tensor, Tensor]:
-    batch, time, heads, _ = q.shape
-    return v.new_empty(v.shape), v.new_empty((batch, heads, time) if normalise else (0,), dtype=torch.float32)
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    kv: Tensor | None,
+    z: Tensor | None,
+    taylor: bool,
+    normalise: bool,
+    eps: float,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(q, v, Options(taylor, normalise, eps, chunk), keep)
 
 
 @torch.library.custom_op("zoology::linear_attention_gradient", mutates_args=())
@@ -235,47 +123,89 @@ def backward(
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
+    kv: Tensor | None,
+    z: Tensor | None,
     o: Tensor,
     den: Tensor,
+    dkv: Tensor | None,
+    dz: Tensor | None,
     taylor: bool,
     normalise: bool,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v in their dtype, and of log_decay in float32, (0, T, H) where there is none."""
-    _check(q, v, log_decay is not None, taylor, normalise)
-    return launch_backward(do, q, k, v, log_decay, o, den, taylor, normalise, eps)
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v in their dtype, and in float32 of log_decay, (0, T, H) where there is none, and of kv
+    and z, whose F is 0 where there are none. `dkv` and `dz` are those of the state after, or None twice."""
+    options = Options(taylor, normalise, eps, chunk)
+    _check(q, v, log_decay is not None, kv is not None or dkv is not None, options)
+    out = _gradients(q, k, v, log_decay, kv, z)
+    if not v.numel():
+        for x, given in zip(out, (None, None, None, None, dkv, dz), strict=True):
+            x.zero_() if given is None or not x.numel() else x.copy_(given)
+        return out
+    dq, dk, dv, dg, first = launch_backward(do, q, k, v, log_decay, kv, z, o, den, dkv, dz, options)
+    return dq, dk, dv, out[3] if dg is None else dg, *(first or out[4:])
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, kv: Tensor | None, z: Tensor | None
+) -> tuple[Tensor, ...]:
+    batch, time, heads, _ = q.shape
+    shapes = (
+        (0 if log_decay is None else log_decay.shape[0], time, heads),
+        (batch, heads, 0, v.shape[-1]) if kv is None else kv.shape,
+        (batch, heads, 0) if z is None else z.shape,
+    )
+    rest = (q.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return *(x.new_empty(x.shape) for x in (q, k, v)), *rest
 
 
 @backward.register_fake
-def _(do: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    rows = 0 if log_decay is None else log_decay.shape[0]
-    return *(x.new_empty(x.shape) for x in (q, k, v)), q.new_empty(rows, *q.shape[1:3], dtype=torch.float32)
+def _(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    kv: Tensor | None,
+    z: Tensor | None,
+    *others: Any,
+) -> tuple[Tensor, ...]:
+    return _gradients(q, k, v, log_decay, kv, z)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, log_decay, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, log_decay, *output)
+    q, k, v, log_decay, kv, z, *ctx.options, ctx.keep = inputs
+    ctx.save_for_backward(q, k, v, log_decay, kv, z, *output[:2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, do: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, do: Tensor | None, other: Tensor | None, dkv: Tensor | None, dz: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if other is not None:
         raise RuntimeError("linear_attention has no second derivative in Triton: use implementation='reference'")
-    if do is None:
-        return (None,) * 7
-    q, k, v, log_decay, o, den = ctx.saved_tensors
-    dq, dk, dv, dg = backward(do, q, k, v, log_decay, o, den, *ctx.options)
-    return dq, dk, dv, None if log_decay is None else dg.to(log_decay.dtype), None, None, None
+    q, k, v, log_decay, kv, z, o, den = ctx.saved_tensors
+    if not ctx.keep or (dkv is None and dz is None):
+        if do is None:
+            return (None,) * 11
+        dkv = dz = None
+    else:
+        batch, _, heads, f = q.shape
+        nf = width(f, ctx.options[0])
+        dkv = v.new_zeros(batch, heads, nf, v.shape[-1], dtype=torch.float32) if dkv is None else dkv
+        dz = v.new_zeros(batch, heads, nf if ctx.options[1] else 0, dtype=torch.float32) if dz is None else dz
+    do = torch.zeros_like(o) if do is None else do
+    out = backward(do, q, k, v, log_decay, kv, z, o, den, dkv, dz, *ctx.options)
+    wide = (None if x is None else y.to(x.dtype) for x, y in zip((log_decay, kv, z), out[3:], strict=True))
+    return *out[:3], *wide, None, None, None, None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup)
 
 
-def _fold_decay(x: Tensor | None, dim: int | None, size: int, shared: bool) -> Tensor | None:
-    """What all replicas read stays one row if it may be `shared`."""
-    if x is None or (shared and dim is None and x.shape[0] == 1):
-        return x
-    return fold(x, dim, size)
+def _fold_all(tensors: tuple[Tensor | None, ...], dims: tuple[Any, ...], size: int) -> list[Tensor | None]:
+    return [None if x is None else fold(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
 
 
 @forward.register_vmap
@@ -286,63 +216,57 @@ def _(
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
-    taylor: bool,
-    normalise: bool,
-    eps: float,
-) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    kv: Tensor | None,
+    z: Tensor | None,
+    *options: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
-    q, k, v = (fold(x, dim, size) for x, dim in zip((q, k, v), in_dims[:3], strict=True))
-    log_decay = _fold_decay(log_decay, in_dims[3], size, shared=True)
-    o, den = forward(q, k, v, log_decay, taylor, normalise, eps)
-    return (unfold(o, size), unfold(den, size) if normalise else den), (0, 0 if normalise else None)
+    if log_decay is not None and (in_dims[3] is not None or log_decay.shape[0] > 1):  # else one row for all replicas
+        log_decay = fold(log_decay, in_dims[3], size)
+    q, k, v, kv, z = _fold_all((q, k, v, kv, z), in_dims[:3] + in_dims[4:6], size)
+    return tuple(unfold(x, size) for x in forward(q, k, v, log_decay, kv, z, *options)), (0, 0, 0, 0)
 
 
 @backward.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    o: Tensor,
-    den: Tensor,
-    taylor: bool,
-    normalise: bool,
-    eps: float,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    size = info.batch_size
-    do, q, k, v = (fold(x, dim, size) for x, dim in zip((do, q, k, v), in_dims[:4], strict=True))
-    log_decay = _fold_decay(log_decay, in_dims[4], size, shared=False)
-    o, den = fold(o, in_dims[5], size), fold(den, in_dims[6], size) if normalise else den
-    out = backward(do, q, k, v, log_decay, o, den, taylor, normalise, eps)
-    return tuple(unfold(x, size) for x in out), (0, 0, 0, 0)
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    tensors = _fold_all(args[:11], in_dims[:11], info.batch_size)
+    return tuple(unfold(x, info.batch_size) for x in backward(*tensors, *args[11:])), (0,) * 6
 
 
-def _errors(shape: tuple[int, ...], dv: int, dtype: torch.dtype, device: torch.device, *flags: Any) -> dict[str, float]:
-    """Relative errors against float64 of two rows of the batch. Weights are positive, and gradients do not cancel."""
-    decayed, taylor, normalise = flags
+def _errors(
+    shape: tuple[int, ...], dv: int, dtype: torch.dtype, device: torch.device, decayed: bool, carried: bool,
+    options: Options,
+) -> dict[str, float]:  # fmt: skip
+    """Relative errors against float64 of two rows of the batch. Weights are positive, and gradients do not cancel.
+
+    Where a state is carried, it is 0 before and nothing depends on it after: what is carried between chunks is.
+    """
     _, time, heads, f = shape
+    if time > 600:  # some chunks, and a piece of one
+        time = 2 * options.chunk + options.chunk // 2
     ramp = torch.arange(2 * time * heads * max(f, dv), device=device, dtype=torch.float64)
     q, k, v, do = (
-        (ramp[: 2 * time * heads * width] * speed).sin().view(2, time, heads, width)
-        for width, speed in ((f, 1.7), (f, 2.3), (dv, 3.1), (dv, 1.3))
+        (ramp[: 2 * time * heads * each] * speed).sin().view(2, time, heads, each)
+        for each, speed in ((f, 1.7), (f, 2.3), (dv, 3.1), (dv, 1.3))
     )
-    if not taylor:
+    if not options.taylor:
         q, k = q.relu() + 0.1, k.relu() + 0.1
     q, k, v, do = (x.to(dtype) for x in (q, k, v, do))
     g = (ramp[: 2 * time * heads] * 2.9).cos().sub(1).div(8).view(2, time, heads) if decayed else None
-    o, den = launch_forward(q, k, v, g, taylor, normalise, 1e-6)
-    got = (o, *launch_backward(do, q, k, v, g, o, den, taylor, normalise, 1e-6))
+    state: list[Tensor | None] = [None, None]
+    if carried:
+        nf = width(f, options.taylor)
+        state = [ramp.new_zeros(2, heads, nf, dv), ramp.new_zeros(2, heads, nf if options.normalise else 0)]
+    o, den, *_ = launch_forward(q, k, v, g, *state, options, carried)
+    got = (o, *launch_backward(do, q, k, v, g, *state, o, den, *state, options)[:4])
     names = ("the output", *(f"the gradient of {x}" for x in ("q", "k", "v", "log_decay")))
-    pairs = zip(names, got, exact(do, q, k, v, g, taylor, normalise, 1e-6), strict=True)
+    pairs = zip(names, got, exact(do, q, k, v, g, options.taylor, options.normalise, options.eps), strict=True)
     return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in pairs if b is not None}
 
 
-def _check(q: Tensor, v: Tensor, decayed: bool, taylor: bool, normalise: bool) -> None:
+def _check(q: Tensor, v: Tensor, decayed: bool, carried: bool, options: Options) -> None:
     _, time, heads, f = q.shape
-    if q.dtype != torch.float32 and q.numel() and time > 1:  # float32 does not go through the matrix units
-        key = ("linear_attention", time, heads, f, v.shape[-1], q.dtype, decayed, taylor, normalise)
-        args = (tuple(q.shape), v.shape[-1], q.dtype, q.device, decayed, taylor, normalise)
+    if q.dtype != torch.float32 and time > 1:  # float32 does not go through the matrix units
+        key = ("linear_attention", min(time, 601), heads, f, v.shape[-1], q.dtype, decayed, carried, options)
+        args = (tuple(q.shape), v.shape[-1], q.dtype, q.device, decayed, carried, options)
         hopper.check(key, q.device, lambda: _errors(*args))
