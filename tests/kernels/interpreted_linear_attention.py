@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoology.kernels.linear_attention import linear_attention, triton
+from zoology.kernels.linear_attention import LinearAttentionState, launch, linear_attention, triton
 
 
 def inputs(batch, time, heads, f, dv, feature_map="taylor", decay=None, seed=0):
@@ -79,6 +79,74 @@ def test_outputs_and_gradients(shape, feature_map, normalise, decay):
     near(results(given, **settings), exact(given, **settings))
 
 
+def carried(given, cotangents, implementation, feature_map, normalise, **settings):
+    """As `results`, from a state and to one: q, k, v, kv, z and perhaps log decays."""
+    q, k, v, kv, z, *decay = given
+    state = LinearAttentionState(kv, z if normalise else z[..., :0])
+    outputs = linear_attention(
+        q, k, v, feature_map=feature_map, normalise=normalise, state=state, log_decay=decay[0] if decay else None,
+        output_state=True, implementation=implementation, **settings,
+    )  # fmt: skip
+    outputs = [outputs[0], outputs[1].kv, *([outputs[1].normaliser] if normalise else [])]
+    pulls = [c.to(x.dtype) for c, x in zip(cotangents, outputs, strict=False)]
+    return [*outputs, *torch.autograd.grad(outputs, given, pulls, materialize_grads=True)]
+
+
+@CASES
+@pytest.mark.parametrize(
+    ("shape", "chunk"),
+    [((2, 0, 1, 4, 3), 4), ((1, 1, 1, 4, 3), 4), ((2, 13, 2, 5, 7), 4), ((1, 40, 1, 4, 140), None)],
+    ids=str,
+)
+def test_from_a_state_to_a_state(shape, chunk, feature_map, normalise, decay):
+    batch, _, heads, f, dv = shape
+    q, k, v, *rest = inputs(*shape, feature_map, decay)
+    nf = launch.width(f, feature_map == "taylor")
+    rng = torch.Generator().manual_seed(2)
+    kv, z = torch.randn(batch, heads, nf, dv, generator=rng), torch.rand(batch, heads, nf, generator=rng) + 1
+    if feature_map == "taylor":
+        z[..., 0] += 40  # or the weights' sum would pass through 0
+    given = [q, k, v, kv.requires_grad_(), z.requires_grad_(), *rest]
+    cotangents = [torch.randn(x.shape, generator=rng) for x in (v, kv, z)]
+    settings = {"feature_map": feature_map, "normalise": normalise, "chunk_size": chunk}
+    wide = [x.detach().double().requires_grad_() for x in given]
+    # A head's one decay has a gradient that is a sum over all tokens, of either sign.
+    bound = 3e-5 if decay == "head" else 3e-6
+    near(carried(given, cotangents, "triton", **settings), carried(wide, cotangents, "reference", **settings), bound)
+
+
+@CASES
+def test_chunks_and_segments_change_no_number(feature_map, normalise, decay, monkeypatch):
+    given = inputs(1, 50, 1, 5, 6, feature_map, decay)
+    settings = {"feature_map": feature_map, "normalise": normalise}
+    want = exact(given, **settings)
+    near(results(given, chunk_size=32, **settings), want)
+    monkeypatch.setattr(launch, "segments", lambda *_: 3)
+    near(results(given, chunk_size=8, **settings), want)
+
+
+def test_more_features_than_are_made_at_a_time():
+    given = inputs(1, 20, 1, 12, 5)
+    assert launch.width(12, True) > launch.feature_tile(launch.width(12, True))
+    near(results(given, feature_map="taylor", chunk_size=16), exact(given, feature_map="taylor"))
+    given = inputs(1, 20, 1, 40, 5, "identity")
+    near(results(given, chunk_size=16), exact(given))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_gradients_of_one_output_alone(which):
+    """Of what nothing depends on there is no gradient, and it counts as 0."""
+    given = [x.detach() for x in inputs(1, 9, 1, 4, 5)]
+    outputs = []
+    for implementation, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        o, state = linear_attention(
+            *leaves, feature_map="taylor", chunk_size=4, output_state=True, implementation=implementation
+        )
+        outputs.append(torch.autograd.grad((o, *state)[which].square().sum(), leaves, materialize_grads=True))
+    near(*outputs)
+
+
 def test_one_token_gives_its_value():
     given = inputs(2, 1, 2, 4, 3)
     o, dq, dk, dv = results(given, torch.ones(2, 1, 2, 3))
@@ -95,13 +163,15 @@ def test_any_width(f, dv):
 def test_both_ways_to_the_gradients_agree():
     """One program for a short chunk, or one for its queries and one for its keys, whatever their blocks."""
     q, k, v, g = (x.detach() for x in inputs(2, 30, 2, 5, 7, decay="token"))
-    o, den = triton.forward(q, k, v, g, True, True, 1e-6)
+    options = launch.Options(True, True, 1e-6, 30)
+    o, den, *_ = launch.launch_forward(q, k, v, g, None, None, options, False)
     size = (30, 5, 7, torch.float32)
-    assert triton.whole_blocks(*size) is not None
-    ways = [(triton.whole_blocks(*size), None, None)]
+    assert launch.whole_blocks(*size) is not None
+    ways = [(launch.whole_blocks(*size), None, None)]
     for rows, cols in ((16, 32), (32, 16), (16, 16)):
-        ways.append((None, *[triton.Blocks(rows, cols, 4, 1)] * 2))
-    got = [triton.launch_backward(v, q, k, v, g, o, den, True, True, 1e-6, way) for way in ways]
+        ways.append((None, *[launch.Blocks(rows, cols, 4, 1)] * 2))
+    none = (None, None)
+    got = [launch.launch_backward(v, q, k, v, g, *none, o, den, *none, options, way)[:4] for way in ways]
     for other in got[1:]:
         near(other, got[0])
 
@@ -161,16 +231,37 @@ def test_vmap_is_a_loop(dims, decay):
     near(*(torch.autograd.grad(x, given, cotangent) for x in (mapped, loop)))
 
 
+def test_vmap_carries_the_state():
+    q, k, v, g = (x.detach().unflatten(0, (3, 2)) for x in inputs(6, 7, 1, 4, 5, decay="token"))
+
+    def two(q, k, v, g):
+        settings = {"feature_map": "taylor", "chunk_size": 4, "implementation": "triton"}
+        first, state = linear_attention(q[:, :4], k[:, :4], v[:, :4], log_decay=g[:, :4], output_state=True, **settings)
+        second, _ = linear_attention(q[:, 4:], k[:, 4:], v[:, 4:], log_decay=g[:, 4:], state=state, **settings)
+        return torch.cat((first, second), 1)
+
+    grads = []
+    for function in (torch.func.vmap(two), lambda *x: torch.stack([two(*y) for y in zip(*x, strict=True)])):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, g)]
+        o = function(*leaves)
+        grads.append([o, *torch.autograd.grad(o.square().sum(), leaves)])
+    near(*grads)
+    want = exact([x.flatten(0, 1).requires_grad_() for x in (q, k, v, g)], feature_map="taylor")
+    near([grads[0][0].flatten(0, 1)], want[:1])
+
+
 @pytest.mark.parametrize("dim", [None, 0])
 def test_vmap_of_the_gradient_is_a_loop(dim):
     """What all replicas share is not summed over them."""
     models = [[x.detach() for x in inputs(2, 9, 2, 4, 5, decay="token", seed=seed)] for seed in range(3)]
     q, k, v, g = (torch.stack(x) for x in zip(*models, strict=True))
     g = g if dim == 0 else g[0, :1]
-    options = (True, True, 1e-6)
+    options = (True, True, 1e-6, 9)
 
     def gradients(q, k, v, g):
-        return triton.backward(v, q, k, v, g, *triton.forward(q, k, v, g, *options), *options)
+        none = (None, None)
+        o, den, *_ = triton.forward(q, k, v, g, *none, *options, False)
+        return triton.backward(v, q, k, v, g, *none, o, den, *none, *options)[:4]
 
     got = torch.func.vmap(gradients, in_dims=(0, 0, 0, dim))(q, k, v, g)
     loop = [gradients(q[i], k[i], v[i], g if dim is None else g[i]) for i in range(3)]
@@ -198,15 +289,16 @@ def test_it_compiles_whole():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("decay", [None, "token"])
-def test_the_ops_hold_what_torch_asks_of_them(decay):
-    given = [*inputs(2, 9, 2, 4, 5, decay=decay), None][:4]
-    options = (True, True, 1e-6)
+@pytest.mark.parametrize(("decay", "carries"), [(None, False), ("token", True)], ids=str)
+def test_the_ops_hold_what_torch_asks_of_them(decay, carries):
+    given = [*inputs(1, 5, 1, 4, 5, decay=decay), None][:4]
+    state = [torch.zeros(1, 1, 15, 5), torch.zeros(1, 1, 15)] if carries else [None, None]
+    options = (True, True, 1e-6, 4)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton.forward, (*given, *options), test_utils=checks)
+    torch.library.opcheck(triton.forward, (*given, *state, *options, carries), test_utils=checks)
     plain = [x if x is None else x.detach() for x in given]
-    o, den = triton.forward(*plain, *options)
-    torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, o, den, *options))
+    o, den, *_ = triton.forward(*plain, *state, *options, carries)
+    torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, *state, o, den, *state, *options))
 
 
 def test_a_second_derivative_is_refused():
@@ -218,11 +310,12 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_check_of_the_compiler_is_of_what_the_kernels_compute():
-    for decayed, taylor, normalise in ((True, True, True), (True, False, False), (False, False, True)):
-        for time in (20, 40):
-            errors = triton._errors((5, time, 2, 4), 6, torch.float32, torch.device("cpu"), decayed, taylor, normalise)
-            assert len(errors) == 4 + decayed
-            assert max(errors.values()) < 3e-6
+    for time, chunk, carries in ((20, 20, False), (40, 40, False), (20, 16, True), (700, 8, False)):
+        options = launch.Options(not carries, time != 40, 1e-6, chunk)
+        args = (torch.float32, torch.device("cpu"), time < 40, carries, options)
+        errors = triton._errors((5, time, 1, 4), 6, *args)
+        assert len(errors) == 4 + (time < 40)
+        assert max(errors.values()) < 3e-6
 
 
 def test_limits_are_named():
