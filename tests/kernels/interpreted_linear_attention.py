@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from zoology.architectures.base import ContextMixer, build_mixer
+from zoology.kernels import linear_attention as package
 from zoology.kernels.linear_attention import LinearAttentionState, launch, linear_attention, triton
 
 
@@ -299,6 +301,37 @@ def test_the_ops_hold_what_torch_asks_of_them(decay, carries):
     plain = [x if x is None else x.detach() for x in given]
     o, den, *_ = triton.forward(*plain, *state, *options, carries)
     torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, *state, o, den, *state, *options))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("linear-attention", {"feature_dim": 4}),
+        ("linear-attention", {"feature_dim": 4, "feature_map": "hedgehog", "num_heads": 2}),
+        ("prefix-linear-attention", {"feature_dim": 4}),
+        ("retnet", {}),
+        ("mamba2", {"d_state": 4}),
+    ],
+    ids=str,
+)
+def test_mixers_run_through_the_kernels(name, settings, monkeypatch):
+    """Whole, and in two pieces, as a GPU would run them."""
+    torch.manual_seed(0)
+    mixer = build_mixer(name, 16, settings)
+    x = torch.randn(2, 9, 16)
+    context = (5,) if isinstance(mixer, ContextMixer) else ()
+
+    def run():
+        x.requires_grad_()
+        first = mixer.read_context(x[:, :5]) if context else mixer.prefill(x[:, :5], mixer.init_state(2))
+        second, _ = mixer.prefill(x[:, 5:], first[1])
+        whole = mixer(x, *context)
+        return [whole, first[0], second, *torch.autograd.grad(whole.square().sum() + second.sum(), x)]
+
+    want, calls = run(), []
+    monkeypatch.setattr(package, "choose", lambda *_: calls.append("triton") or "triton")
+    near(run(), [y.double() for y in want], bound=1e-5)
+    assert len(calls) == 3
 
 
 def test_a_second_derivative_is_refused():
