@@ -39,8 +39,10 @@ def features(x, first, F: tl.constexpr, FW: tl.constexpr, FT: tl.constexpr, TAYL
         at = tl.arange(0, FW)[:, None]
         a = tl.dot(x, (at == i[None, :]).to(x.dtype), input_precision="ieee") + tl.where(i < 0, 1.0, 0.0)[None, :]
         b = tl.dot(x, (at == j[None, :]).to(x.dtype), input_precision="ieee") + tl.where(j < 0, 1.0, 0.0)[None, :]
-        return a * b * w[None, :]
-    return x.to(tl.float32)
+        phi = a * b * w[None, :]
+    else:
+        phi = x.to(tl.float32)
+    return phi
 
 
 @triton.jit
@@ -57,8 +59,10 @@ def by_features(
         a = tl.dot(x, pick_i, input_precision="ieee") + tl.where(i < 0, 1.0, 0.0)[None, :]
         b = tl.dot(x, pick_j, input_precision="ieee") + tl.where(j < 0, 1.0, 0.0)[None, :]
         out = tl.dot((grad * b).to(NARROW), tl.trans(pick_i).to(NARROW), input_precision=PRECISION)
-        return tl.dot((grad * a).to(NARROW), tl.trans(pick_j).to(NARROW), out, input_precision=PRECISION)
-    return grad
+        out = tl.dot((grad * a).to(NARROW), tl.trans(pick_j).to(NARROW), out, input_precision=PRECISION)
+    else:
+        out = grad
+    return out
 
 
 @triton.jit
@@ -76,10 +80,12 @@ def _turned(x, rows, stride, length, first, F: tl.constexpr, FW: tl.constexpr, F
             tl.dot((j[:, None] == at).to(token.dtype), token, input_precision="ieee")
             + tl.where(j < 0, 1.0, 0.0)[:, None]
         )
-        return a * b * w[:, None]
-    c = first + tl.arange(0, FT)
-    mask = (rows < length)[None, :] & (c < F)[:, None]
-    return tl.load(x + rows[None, :] * stride + c[:, None], mask=mask, other=0.0).to(tl.float32)
+        phi = a * b * w[:, None]
+    else:
+        c = first + tl.arange(0, FT)
+        mask = (rows < length)[None, :] & (c < F)[:, None]
+        phi = tl.load(x + rows[None, :] * stride + c[:, None], mask=mask, other=0.0).to(tl.float32)
+    return phi
 
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat", "per", "segments"])
