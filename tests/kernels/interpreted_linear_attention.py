@@ -128,8 +128,8 @@ def test_chunks_and_segments_change_no_number(feature_map, normalise, decay, mon
 
 
 def test_more_features_than_are_made_at_a_time():
-    given = inputs(1, 20, 1, 12, 5)
-    assert launch.width(12, True) > launch.feature_tile(launch.width(12, True))
+    given = inputs(1, 20, 1, 8, 5)
+    assert launch.width(8, True) > launch.feature_tile(launch.width(8, True))
     near(results(given, feature_map="taylor", chunk_size=16), exact(given, feature_map="taylor"))
     given = inputs(1, 20, 1, 40, 5, "identity")
     near(results(given, chunk_size=16), exact(given))

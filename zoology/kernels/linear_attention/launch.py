@@ -66,7 +66,9 @@ def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
     """The blocks of both gradient kernels."""
     if dtype == torch.float32:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
-    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2 if f <= 128 else 1)
+    if f > 128:
+        return Blocks(min(64, padded(length)), min(32, padded(length)), 8, 1)
+    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2)
 
 
 def whole_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks | None:
@@ -82,12 +84,12 @@ def state_blocks(nf: int, dv: int, dtype: torch.dtype) -> Blocks:
     """Tokens at a time (rows), features of a program (cols)."""
     if dtype == torch.float32:
         return Blocks(16, 32 if nf > 16 else 16, 4, 1)
-    return Blocks(64, min(64, padded(nf)), 4 if dv <= 64 else 8, 2)
+    return Blocks(64, min(32, padded(nf)), 4, 2)
 
 
 def feature_tile(nf: int) -> int:
     """Features that a program makes at a time, of Taylor's."""
-    return min(64, padded(nf))
+    return min(32, padded(nf))
 
 
 def segments(chunks: int, programs: int, processors: int) -> int:
