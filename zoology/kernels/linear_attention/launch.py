@@ -67,7 +67,7 @@ def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
     if dtype == torch.float32:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
     if f > 128:
-        return Blocks(min(64, padded(length)), min(32, padded(length)), 8, 1)
+        return Blocks(min(32, padded(length)), min(32, padded(length)), 4, 1)
     return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2)
 
 
