@@ -343,12 +343,22 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_check_of_the_compiler_is_of_what_the_kernels_compute():
-    for time, chunk, carries in ((20, 20, False), (40, 40, False), (20, 16, True), (700, 8, False)):
+    for time, chunk, carries in ((20, 20, False), (40, 40, False), (20, 16, True), (21, 8, False)):
         options = launch.Options(not carries, time != 40, 1e-6, chunk)
         args = (torch.float32, torch.device("cpu"), time < 40, carries, options)
         errors = triton._errors((5, time, 1, 4), 6, *args)
         assert len(errors) == 4 + (time < 40)
         assert max(errors.values()) < 3e-6
+
+
+def test_short_sequences_are_one_chunk():
+    """Those of the sweeps are; the wider the features, the longer."""
+    assert triton.chunk_of(256, 16, 16, False, False, None) == 256
+    assert triton.chunk_of(1000, 16, 64, True, False, None) == 1000
+    assert triton.chunk_of(1000, 16, 64, False, False, None) == 128
+    assert triton.chunk_of(1000, 16, 64, True, True, None) == 128
+    assert triton.chunk_of(0, 16, 64, True, True, None) == 1
+    assert triton.chunk_of(9000, 256, 64, True, False, 8000) == 2048
 
 
 def test_limits_are_named():

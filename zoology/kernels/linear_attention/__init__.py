@@ -91,7 +91,9 @@ def linear_attention(
     triton.limits(q, v)
     if log_decay is not None and log_decay.dim() == 1:
         log_decay = log_decay.expand(1, q.shape[1], -1)  # one row for the whole batch, and no copy
-    options = (feature_map == "taylor", normalise, eps, triton.chunk_of(q.shape[1], chunk_size), output_state)
+    taylor, carried = feature_map == "taylor", state is not None or output_state
+    chunk = triton.chunk_of(q.shape[1], q.shape[-1], v.shape[-1], taylor, carried, chunk_size)
+    options = (taylor, normalise, eps, chunk, output_state)
     # A program holds so many values of a token, and no more.
     values = v.split(triton.MAX_VALUE, -1)
     sums, z = (None, None) if state is None else state

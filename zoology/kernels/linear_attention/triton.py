@@ -17,19 +17,20 @@ from zoology.kernels.linear_attention.launch import Options, launch_backward, la
 from zoology.kernels.replicas import fold, unfold
 
 MAX_KEY, MAX_VALUE = 256, 128
-WHOLE, CHUNK = 512, 128
-"""Tokens of a sequence up to which the scores of all pairs cost less than chunks do; tokens of a chunk beyond."""
+CHUNK, MAX_CHUNK = 128, 2048
+"""Tokens of a chunk of a longer sequence; and of any, as one program sums the decays of a chunk."""
 
 
-def chunk_of(time: int, chunk_size: int | None) -> int:
-    """C."""
+def chunk_of(time: int, f: int, dv: int, taylor: bool, carried: bool, chunk_size: int | None) -> int:
+    """C: the whole sequence, where the scores of all pairs cost less than chunks and their states do.
+
+    A pair costs f + dv products; a token of a chunk half a chunk of pairs and 2 F dv for its state, at two thirds of
+    the speed (measured on an H100). What begins or ends with a state has that work in any case.
+    """
     if chunk_size is None:
-        chunk_size = WHOLE if time <= WHOLE else CHUNK
+        whole = 256 if carried else int(1.6 * CHUNK + 6.4 * width(f, taylor) * dv / (f + dv))
+        chunk_size = time if time <= whole else CHUNK
     return max(1, min(chunk_size, time, MAX_CHUNK))
-
-
-MAX_CHUNK = 4096
-"""One program sums the decays of a chunk."""
 
 
 def limits(q: Tensor, v: Tensor) -> None:
@@ -242,8 +243,6 @@ def _errors(
     Where a state is carried, it is 0 before and nothing depends on it after: what is carried between chunks is.
     """
     _, time, heads, f = shape
-    if time > 600:  # some chunks, and a piece of one
-        time = 2 * options.chunk + options.chunk // 2
     ramp = torch.arange(2 * time * heads * max(f, dv), device=device, dtype=torch.float64)
     q, k, v, do = (
         (ramp[: 2 * time * heads * each] * speed).sin().view(2, time, heads, each)
@@ -265,8 +264,9 @@ def _errors(
 
 
 def _check(q: Tensor, v: Tensor, decayed: bool, carried: bool, options: Options) -> None:
-    _, time, heads, f = q.shape
+    batch, time, heads, f = q.shape
     if q.dtype != torch.float32 and time > 1:  # float32 does not go through the matrix units
-        key = ("linear_attention", min(time, 601), heads, f, v.shape[-1], q.dtype, decayed, carried, options)
-        args = (tuple(q.shape), v.shape[-1], q.dtype, q.device, decayed, carried, options)
+        time = min(time, 2 * options.chunk + options.chunk // 2)  # some chunks, and a piece of one
+        key = ("linear_attention", time, heads, f, v.shape[-1], q.dtype, decayed, carried, options)
+        args = ((batch, time, heads, f), v.shape[-1], q.dtype, q.device, decayed, carried, options)
         hopper.check(key, q.device, lambda: _errors(*args))
