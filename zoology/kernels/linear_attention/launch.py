@@ -20,12 +20,14 @@ from zoology.kernels.linear_attention import between, inside
 
 
 class Blocks(NamedTuple):
-    """What a kernel is compiled for: a program's rows, tokens that they meet at a time, warps, blocks in flight."""
+    """What a kernel is compiled for: a program's rows, tokens that they meet at a time, warps, blocks in flight, and
+    registers of a thread at most, so that more programs are there at a time."""
 
     rows: int
     cols: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 class Options(NamedTuple):
@@ -151,6 +153,7 @@ class Problem:
             "PRECISION": "tf32" if self.q.dtype == torch.float16 else "ieee",
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
+            **({"maxnreg": blocks.registers} if blocks.registers else {}),
         }
 
     def of_features(self) -> dict[str, int]:
