@@ -266,7 +266,8 @@ def _errors(
 def _check(q: Tensor, v: Tensor, decayed: bool, carried: bool, options: Options) -> None:
     batch, time, heads, f = q.shape
     if q.dtype != torch.float32 and time > 1:  # float32 does not go through the matrix units
-        time = min(time, 2 * options.chunk + options.chunk // 2)  # some chunks, and a piece of one
+        # Some chunks, and a piece of one; and not more pairs than there is room for in float64.
+        time, heads = min(time, 2 * options.chunk + options.chunk // 2, 1024), min(heads, 4)
         key = ("linear_attention", time, heads, f, v.shape[-1], q.dtype, decayed, carried, options)
         args = ((batch, time, heads, f), v.shape[-1], q.dtype, q.device, decayed, carried, options)
         hopper.check(key, q.device, lambda: _errors(*args))
