@@ -243,24 +243,25 @@ def _errors(
     Where a state is carried, it is 0 before and nothing depends on it after: what is carried between chunks is.
     """
     _, time, heads, f = shape
-    ramp = torch.arange(2 * time * heads * max(f, dv), device=device, dtype=torch.float64)
-    q, k, v, do = (
-        (ramp[: 2 * time * heads * each] * speed).sin().view(2, time, heads, each)
-        for each, speed in ((f, 1.7), (f, 2.3), (dv, 3.1), (dv, 1.3))
-    )
+    rng = torch.Generator(device).manual_seed(0)
+    q, k, v, do = (torch.randn(2, time, heads, n, generator=rng, device=device) for n in (f, f, dv, dv))
     if not options.taylor:
-        q, k = q.relu() + 0.1, k.relu() + 0.1
+        q, k = q.abs(), k.abs()
     q, k, v, do = (x.to(dtype) for x in (q, k, v, do))
-    g = (ramp[: 2 * time * heads] * 2.9).cos().sub(1).div(8).view(2, time, heads) if decayed else None
+    g = torch.rand(2, time, heads, generator=rng, device=device) * -0.2 if decayed else None
     state: list[Tensor | None] = [None, None]
     if carried:
         nf = width(f, options.taylor)
-        state = [ramp.new_zeros(2, heads, nf, dv), ramp.new_zeros(2, heads, nf if options.normalise else 0)]
+        shapes = (nf, dv), (nf if options.normalise else 0,)
+        state = [torch.zeros(2, heads, *shape, device=device) for shape in shapes]
     o, den, *_ = launch_forward(q, k, v, g, *state, options, carried)
     got = (o, *launch_backward(do, q, k, v, g, *state, o, den, *state, options)[:4])
     names = ("the output", *(f"the gradient of {x}" for x in ("q", "k", "v", "log_decay")))
-    pairs = zip(names, got, exact(do, q, k, v, g, options.taylor, options.normalise, options.eps), strict=True)
-    return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in pairs if b is not None}
+    want = exact(do, q, k, v, g, options.taylor, options.normalise, options.eps)
+    sizes = [0.0 if x is None else float(x.norm()) for x in want]
+    sizes[1] = sizes[2] = max(sizes[1:3])  # divided by its sum, a weight of one feature does not depend on q
+    pairs = zip(names, got, want, sizes, strict=True)
+    return {name: float((a.double() - b).norm()) / size for name, a, b, size in pairs if b is not None}
 
 
 def _check(q: Tensor, v: Tensor, decayed: bool, carried: bool, options: Options) -> None:
