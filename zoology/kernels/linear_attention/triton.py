@@ -267,8 +267,13 @@ def _errors(
 def _check(q: Tensor, v: Tensor, decayed: bool, carried: bool, options: Options) -> None:
     batch, time, heads, f = q.shape
     if q.dtype != torch.float32 and time > 1:  # float32 does not go through the matrix units
-        # Some chunks, and a piece of one; and not more pairs than there is room for in float64.
+        # Some chunks, and a piece of one; not more pairs than there is room for in float64; and no gradient that is
+        # all but 0, as that of a single positive feature is.
         time, heads = min(time, 2 * options.chunk + options.chunk // 2, 1024), min(heads, 4)
-        key = ("linear_attention", time, heads, f, v.shape[-1], q.dtype, decayed, carried, options)
-        args = ((batch, time, heads, f), v.shape[-1], q.dtype, q.device, decayed, carried, options)
+        if time <= options.chunk:
+            time = max(time, 16)
+            options = options._replace(chunk=time)
+        f, dv = max(f, 4), max(v.shape[-1], 4)
+        key = ("linear_attention", time, heads, f, dv, q.dtype, decayed, carried, options)
+        args = ((batch, time, heads, f), dv, q.dtype, q.device, decayed, carried, options)
         hopper.check(key, q.device, lambda: _errors(*args))
