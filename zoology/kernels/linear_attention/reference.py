@@ -75,32 +75,13 @@ def linear_attention(
     eps: float = 1e-6,
     output_state: bool = False,
 ) -> tuple[Tensor, LinearAttentionState | None]:
-    """Causal linear attention over a piece of a sequence.
+    """The same function as `zoology.kernels.linear_attention`.
 
     Inside a chunk the weights come from the scores, without features; the chunks before it come from the state. So a
     sequence within one chunk, from its beginning, makes features only if its state is asked for. On a CPU one chunk is
     faster up to about 256 tokens; with a decay, which is a matrix of its own, up to about 32.
-
-    Args:
-        q, k: (B, T, H, f).
-        v: (B, T, H, dv).
-        feature_map: "taylor" for w = 1 + s + s^2 / 2 with s = q . k / sqrt(f); "identity" for w = q . k, where q and k
-            already are features (which should be positive if the output is normalised).
-        normalise: divide by the sum of the weights.
-        log_decay: g, the logarithm of what the state is multiplied by before a token is added: (H,), or (B, T, H) where
-            each token has its own. Finite and at most 0. None for no decay.
-        state: what came before, or None at the beginning.
-        chunk_size: C, tokens in a chunk. Changes no number beyond rounding. None for what is fastest on a CPU.
-        eps: added to the sum of the weights.
-        output_state: whether the state after the piece is returned; None otherwise.
-
-    Returns:
-        o (B, T, H, dv) in the dtype of v, and the state or None. Sums are taken in float32 or better.
-
-    Raises:
-        ValueError: shapes that do not fit each other, an unknown feature map, a chunk size below 1.
     """
-    _check(q, k, v, feature_map, log_decay, dims=4)
+    check(q, k, v, feature_map, log_decay, dims=4)
     if chunk_size is None:
         chunk_size = CHUNK if log_decay is None else DECAY_CHUNK
     if chunk_size < 1:
@@ -150,7 +131,7 @@ def linear_attention_step(
     Raises:
         ValueError: as `linear_attention`.
     """
-    _check(q, k, v, feature_map, log_decay, dims=3)
+    check(q, k, v, feature_map, log_decay, dims=3)
     wide = torch.promote_types(q.dtype, torch.float32)
     features = _features(feature_map)
     phi_q, phi_k, value = features(q.to(wide)), features(k.to(wide)), v.to(wide)
@@ -241,13 +222,18 @@ def _causal_weights(q: Tensor, k: Tensor, feature_map: FeatureMap, decay: Tensor
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:
     """x (G, ...) times a factor (P, ...), where P divides G: P is H, the same for each row of the batch, or G."""
-    return (x.unflatten(0, (-1, factor.shape[0])) * factor.to(x.dtype)).flatten(0, 1)
+    return (x.unflatten(0, _rows(x, factor)) * factor.to(x.dtype)).flatten(0, 1)
 
 
 def _decayed_sums(x: Tensor, ends: Tensor) -> Tensor:
     """x (G, N, ...), each decayed by the chunks after it, as logarithms `ends` (P, N), and summed over N."""
-    flat = x.flatten(2).unflatten(0, (-1, ends.shape[0]))
+    flat = x.flatten(2).unflatten(0, _rows(x, ends))
     return decayed_sums(flat, ends).flatten(0, 1).view(x.shape)
+
+
+def _rows(x: Tensor, shared: Tensor) -> tuple[int, int]:
+    """G as (G / P, P); an empty batch has no -1."""
+    return x.shape[0] // max(shared.shape[0], 1), shared.shape[0]
 
 
 def _features(feature_map: FeatureMap) -> Callable[[Tensor], Tensor]:
@@ -261,7 +247,7 @@ def _empty(k: Tensor, v: Tensor, feature_map: FeatureMap, normalise: bool) -> tu
     return k.new_zeros(k.shape[0], width, v.shape[-1]), k.new_zeros(k.shape[0], width if normalise else 0)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, feature_map: str, log_decay: Tensor | None, dims: int) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, feature_map: str, log_decay: Tensor | None, dims: int) -> None:
     if feature_map not in ("identity", "taylor"):
         raise ValueError(f"feature_map = {feature_map!r}: must be 'identity' or 'taylor'")
     if q.dim() != dims or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:

@@ -1,0 +1,275 @@
+"""Triton kernels of linear attention inside a chunk: outputs and gradients from the scores, as FlashAttention has them,
+but with a polynomial where it has the exponential of softmax. So nothing runs along and nothing is rescaled.
+
+    o_t = sum_{s <= t} W_ts v_s / (D_t + eps),   D_t = sum_{s <= t} W_ts,   W_ts = d_ts w(q_t . k_s)
+
+A program has one block of rows of one chunk of one head, and goes over the blocks of columns on the other side. Weights
+are made again in the backward pass: only D is kept. No atomics: one kernel makes dq, another dk and dv, and where a
+chunk fits into one block one program makes all three. What comes from before a chunk, and what it gives to later ones,
+is in the states that `between` makes: PAST says that there are any (START: before the first chunk too), FUTURE that
+there are gradients of them (END: of the last too).
+
+Decays come as the logarithms G to base 2, from the beginning of the chunk, in two float32 parts: near + rest. Only
+exp2(G_t - G_s), s <= t, is taken. The gradient by G is kept as what a token's row has of W dW, less its column.
+
+Letters: B batch, T time, H heads, N chunks, f width of q and k (F, padded FW), dv width of v (V, padded VW).
+"""
+
+import triton
+import triton.language as tl
+
+from zoology.kernels.linear_attention.between import by_features, features
+from zoology.kernels.linear_attention.tiles import decay, place, put, slope, tile, weight
+
+
+@triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
+def output_kernel(
+    q, k, v, near, rest, states, states_z, o, den, T, H, chunk, repeat,
+    sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
+    F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    NF: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    b, h, n, length, block = place(T, H, chunk, ROWS)
+    first = block * ROWS
+    if first >= length:
+        return
+    begin = (n * chunk).to(tl.int64)
+    rows, cols = first + tl.arange(0, ROWS), tl.arange(0, COLS)
+    q += b * sqb + h * sqh + begin * sqt
+    k += b * skb + h * skh + begin * skt
+    v += b * svb + h * svh + begin * svt
+    o += ((b * T + begin) * H + h) * V
+    den += (b * H + h) * T + begin
+    near += (b // repeat * H + h) * T + begin
+    rest += (b // repeat * H + h) * T + begin
+    query = tile(q, rows, sqt, length, F, FW)
+    if DECAY:
+        near_row = tl.load(near + rows, mask=rows < length, other=0.0)
+        rest_row = tl.load(rest + rows, mask=rows < length, other=0.0)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, VW], tl.float32)
+    if PAST:
+        at = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
+        for start in range(0, tl.where((n > 0) | START, NF, 0), FT):
+            c = start + tl.arange(0, FT)
+            phi = features(query, start, F, FW, FT, TAYLOR)
+            kv = tile(states + at * NF * V, c, V, NF, V, VW)
+            acc = tl.dot(phi.to(NARROW), kv, acc, input_precision=PRECISION)
+            if NORMALISE:
+                total += tl.sum(phi * tl.load(states_z + at * NF + c, mask=c < NF, other=0.0)[None, :], 1)
+        if DECAY:
+            fade = tl.exp2(near_row + rest_row)
+            acc *= fade[:, None]
+            total *= fade
+    for start in range(0, tl.minimum(first + ROWS, length), COLS):
+        past = start + cols
+        s = tl.dot(query, tl.trans(tile(k, past, skt, length, F, FW)), input_precision="ieee") * scale
+        w = tl.where(rows[:, None] >= past[None, :], weight(s, TAYLOR), 0.0)
+        if DECAY:
+            near_col = tl.load(near + past, mask=past < length, other=0.0)
+            rest_col = tl.load(rest + past, mask=past < length, other=0.0)
+            w *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
+        total += tl.sum(w, 1)
+        value = tile(v, past, svt, length, V, VW)
+        acc = tl.dot(w.to(NARROW), value.to(NARROW), acc, input_precision=PRECISION)
+    if NORMALISE:
+        acc = acc / (total + eps)[:, None]
+        tl.store(den + rows, total, mask=rows < length)
+    put(o, acc, rows, H * V, length, V, VW)
+
+
+@triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
+def query_gradient_kernel(
+    q, k, v, near, rest, states, states_z, o, den, do, dq, delta, across, T, H, chunk, repeat,
+    sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
+    F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    NF: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq; delta_t = do_t . o_t, which the other kernel reads; and `across`, the rows' sums of W dW."""
+    b, h, n, length, block = place(T, H, chunk, ROWS)
+    first = block * ROWS
+    if first >= length:
+        return
+    begin = (n * chunk).to(tl.int64)
+    rows, cols = first + tl.arange(0, ROWS), tl.arange(0, COLS)
+    q += b * sqb + h * sqh + begin * sqt
+    k += b * skb + h * skh + begin * skt
+    v += b * svb + h * svh + begin * svt
+    o += ((b * T + begin) * H + h) * V
+    do += ((b * T + begin) * H + h) * V
+    dq += ((b * T + begin) * H + h) * F
+    at = (b * H + h) * T + begin
+    near += (b // repeat * H + h) * T + begin
+    rest += (b // repeat * H + h) * T + begin
+    query = tile(q, rows, sqt, length, F, FW)
+    above = tile(do, rows, H * V, length, V, VW)
+    if NORMALISE:
+        out = tile(o, rows, H * V, length, V, VW)
+        pull = tl.sum(above.to(tl.float32) * out.to(tl.float32), 1)
+        share = 1.0 / (tl.load(den + at + rows, mask=rows < length, other=1.0) + eps)
+        tl.store(delta + at + rows, pull, mask=rows < length)
+    if DECAY:
+        near_row = tl.load(near + rows, mask=rows < length, other=0.0)
+        rest_row = tl.load(rest + rows, mask=rows < length, other=0.0)
+        sums = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, FW], tl.float32)
+    if PAST:
+        to = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
+        for start in range(0, tl.where((n > 0) | START, NF, 0), FT):
+            c = start + tl.arange(0, FT)
+            kv = tile(states + to * NF * V, c, V, NF, V, VW)
+            grad = tl.dot(above.to(NARROW), tl.trans(kv), input_precision=PRECISION)
+            if NORMALISE:
+                z = tl.load(states_z + to * NF + c, mask=c < NF, other=0.0)
+                grad = (grad - pull[:, None] * z[None, :]) * share[:, None]
+            if DECAY:
+                grad *= tl.exp2(near_row + rest_row)[:, None]
+                sums += tl.sum(grad * features(query, start, F, FW, FT, TAYLOR), 1)
+            acc += by_features(grad, query, start, F, FW, FT, TAYLOR, NARROW, PRECISION)
+    for start in range(0, tl.minimum(first + ROWS, length), COLS):
+        past = start + cols
+        key = tile(k, past, skt, length, F, FW)
+        s = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        dw = tl.dot(above, tl.trans(tile(v, past, svt, length, V, VW)), input_precision="ieee")
+        if NORMALISE:
+            dw = (dw - pull[:, None]) * share[:, None]
+        dw = tl.where(rows[:, None] >= past[None, :], dw, 0.0)
+        if DECAY:
+            near_col = tl.load(near + past, mask=past < length, other=0.0)
+            rest_col = tl.load(rest + past, mask=past < length, other=0.0)
+            dw *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
+            # A token's own weight has no decay: it would be added here and taken off again.
+            sums += tl.sum(tl.where(rows[:, None] > past[None, :], dw * weight(s, TAYLOR), 0.0), 1)
+        ds = dw * slope(s, scale, TAYLOR)
+        acc = tl.dot(ds.to(NARROW), key.to(NARROW), acc, input_precision=PRECISION)
+    put(dq, acc, rows, H * F, length, F, FW)
+    if DECAY:
+        tl.store(across + at + rows, sums, mask=rows < length)
+
+
+@triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
+def key_gradient_kernel(
+    q, k, v, near, rest, states, states_z, den, do, dk, dv, delta, down, T, H, chunk, repeat,
+    sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
+    F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    NF: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr, TAYLOR: tl.constexpr,
+    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk, dv, and `down`, the columns' sums of W dW. A program's rows are keys here, its columns later queries."""
+    b, h, n, length, block = place(T, H, chunk, ROWS)
+    first = block * ROWS
+    if first >= length:
+        return
+    begin = (n * chunk).to(tl.int64)
+    rows, cols = first + tl.arange(0, ROWS), tl.arange(0, COLS)
+    q += b * sqb + h * sqh + begin * sqt
+    k += b * skb + h * skh + begin * skt
+    v += b * svb + h * svh + begin * svt
+    do += ((b * T + begin) * H + h) * V
+    dk += ((b * T + begin) * H + h) * F
+    dv += ((b * T + begin) * H + h) * V
+    at = (b * H + h) * T + begin
+    near += (b // repeat * H + h) * T + begin
+    rest += (b // repeat * H + h) * T + begin
+    key = tile(k, rows, skt, length, F, FW)
+    value = tile(v, rows, svt, length, V, VW)
+    if DECAY:
+        near_row = tl.load(near + rows, mask=rows < length, other=0.0)
+        rest_row = tl.load(rest + rows, mask=rows < length, other=0.0)
+        sums = tl.zeros([ROWS], tl.float32)
+    by_key = tl.zeros([ROWS, FW], tl.float32)
+    by_value = tl.zeros([ROWS, VW], tl.float32)
+    if FUTURE:
+        chunks = tl.cdiv(T, chunk)
+        to = (b * H + h) * chunks + n
+        if DECAY:
+            near_end, rest_end = tl.load(near + length - 1), tl.load(rest + length - 1)
+            fade = decay(near_end, rest_end, near_row, rest_row)
+        for start in range(0, tl.where((n < chunks - 1) | END, NF, 0), FT):
+            c = start + tl.arange(0, FT)
+            kv = tile(states + to * NF * V, c, V, NF, V, VW)
+            phi = features(key, start, F, FW, FT, TAYLOR)
+            grad = tl.dot(value.to(NARROW), tl.trans(kv), input_precision=PRECISION)
+            if NORMALISE:
+                grad += tl.load(states_z + to * NF + c, mask=c < NF, other=0.0)[None, :]
+            if DECAY:
+                phi *= fade[:, None]
+                sums += tl.sum(grad * phi, 1)
+                grad *= fade[:, None]
+            by_value = tl.dot(phi.to(NARROW), kv, by_value, input_precision=PRECISION)
+            by_key += by_features(grad, key, start, F, FW, FT, TAYLOR, NARROW, PRECISION)
+    for start in range(first // COLS * COLS, length, COLS):
+        later = start + cols
+        query = tile(q, later, sqt, length, F, FW)
+        above = tile(do, later, H * V, length, V, VW)
+        s = tl.dot(key, tl.trans(query), input_precision="ieee") * scale
+        dw = tl.dot(value, tl.trans(above), input_precision="ieee")
+        w = tl.where((later[None, :] >= rows[:, None]) & (later < length)[None, :], weight(s, TAYLOR), 0.0)
+        if NORMALISE:
+            share = 1.0 / (tl.load(den + at + later, mask=later < length, other=1.0) + eps)
+            pull = tl.load(delta + at + later, mask=later < length, other=0.0)
+            w *= share[None, :]
+            dw = (dw - pull[None, :]) * share[None, :]
+        dw = tl.where(later[None, :] >= rows[:, None], dw, 0.0)
+        if DECAY:
+            near_col = tl.load(near + later, mask=later < length, other=0.0)
+            rest_col = tl.load(rest + later, mask=later < length, other=0.0)
+            d = decay(near_col[None, :], rest_col[None, :], near_row[:, None], rest_row[:, None])
+            w *= d
+            dw *= d
+            sums += tl.sum(tl.where(later[None, :] > rows[:, None], dw * weight(s, TAYLOR), 0.0), 1)
+        by_value = tl.dot(w.to(NARROW), above.to(NARROW), by_value, input_precision=PRECISION)
+        ds = dw * slope(s, scale, TAYLOR)
+        by_key = tl.dot(ds.to(NARROW), query.to(NARROW), by_key, input_precision=PRECISION)
+    put(dk, by_key, rows, H * F, length, F, FW)
+    put(dv, by_value, rows, H * V, length, V, VW)
+    if DECAY:
+        tl.store(down + at + rows, sums, mask=rows < length)
+
+
+@triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
+def gradient_kernel(
+    q, k, v, near, rest, do, dq, dk, dv, across, T, H, chunk, repeat,
+    sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
+    F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr,
+    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All gradients of a chunk of at most ROWS tokens that has nothing before it; `across` is rows less columns.
+
+    D and do . o come from the weights again, so neither D nor o is read.
+    """
+    b, h, n, length, _ = place(T, H, chunk, ROWS)
+    begin = (n * chunk).to(tl.int64)
+    rows = tl.arange(0, ROWS)
+    at = (b * T + begin) * H + h
+    near += (b // repeat * H + h) * T + begin
+    rest += (b // repeat * H + h) * T + begin
+    query = tile(q + b * sqb + h * sqh + begin * sqt, rows, sqt, length, F, FW)
+    key = tile(k + b * skb + h * skh + begin * skt, rows, skt, length, F, FW)
+    value = tile(v + b * svb + h * svh + begin * svt, rows, svt, length, V, VW)
+    above = tile(do + at * V, rows, H * V, length, V, VW)
+    s = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    dw = tl.dot(above, tl.trans(value), input_precision="ieee")
+    causal = rows[:, None] >= rows[None, :]
+    w = tl.where(causal, weight(s, TAYLOR), 0.0)
+    if DECAY:
+        g = tl.load(near + rows, mask=rows < length, other=0.0)
+        r = tl.load(rest + rows, mask=rows < length, other=0.0)
+        d = decay(g[:, None], r[:, None], g[None, :], r[None, :])
+        w *= d
+    if NORMALISE:
+        share = tl.where(rows < length, 1.0 / (tl.sum(w, 1) + eps), 0.0)[:, None]
+        w *= share
+        dw = (dw - tl.sum(w * dw, 1)[:, None]) * share
+    dv_tile = tl.dot(tl.trans(w.to(NARROW)), above.to(NARROW), input_precision=PRECISION)
+    put(dv + at * V, dv_tile, rows, H * V, length, V, VW)
+    dw = tl.where(causal, dw, 0.0)
+    if DECAY:
+        dw *= d
+        both = tl.where(rows[:, None] > rows[None, :], dw * weight(s, TAYLOR), 0.0)
+        tl.store(across + (b * H + h) * T + begin + rows, tl.sum(both, 1) - tl.sum(both, 0), mask=rows < length)
+    ds = (dw * slope(s, scale, TAYLOR)).to(NARROW)
+    put(dq + at * F, tl.dot(ds, key.to(NARROW), input_precision=PRECISION), rows, H * F, length, F, FW)
+    put(dk + at * F, tl.dot(tl.trans(ds), query.to(NARROW), input_precision=PRECISION), rows, H * F, length, F, FW)

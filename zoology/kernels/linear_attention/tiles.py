@@ -1,0 +1,52 @@
+"""What the Triton kernels of linear attention share: where a program is, and how it reads and writes."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def place(T, H, chunk, BLOCK: tl.constexpr):
+    """This program's (row of the batch, head, chunk, tokens there, block of the chunk)."""
+    blocks = tl.cdiv(tl.minimum(chunk, T), BLOCK)
+    chunks = tl.cdiv(T, chunk)
+    program = tl.program_id(0)
+    n = program // blocks % chunks
+    row = (program // blocks // chunks).to(tl.int64)
+    return row // H, row % H, n, tl.minimum(chunk, T - n * chunk), program % blocks
+
+
+@triton.jit
+def tile(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of a matrix whose elements lie dense along them; 0 beyond `length` and `WIDTH`."""
+    columns = tl.arange(0, PADDED)
+    mask = (rows < length)[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def put(base, x, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    columns = tl.arange(0, PADDED)
+    mask = (rows < length)[:, None] & (columns < WIDTH)[None, :]
+    tl.store(base + rows[:, None] * stride + columns[None, :], x, mask=mask)
+
+
+@triton.jit
+def weight(s, TAYLOR: tl.constexpr):
+    """w of the (scaled) score."""
+    if TAYLOR:
+        return 0.5 * (1.0 + s) * (1.0 + s) + 0.5
+    return s
+
+
+@triton.jit
+def slope(s, scale, TAYLOR: tl.constexpr):
+    """The derivative of w by the score before it is scaled."""
+    if TAYLOR:
+        return (1.0 + s) * scale
+    return tl.full(s.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def decay(near, rest, near_past, rest_past):
+    """exp2 of G of some tokens less G of earlier ones; 1 where they are not earlier, which is masked elsewhere."""
+    return tl.exp2(tl.minimum((near - near_past) + (rest - rest_past), 0.0))
