@@ -10,7 +10,6 @@ import csv
 import functools
 import itertools
 import platform
-import statistics
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import zoology
 from zoology.kernels.embedding import triton as embedding_triton
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.kernels.linear_cross_entropy import triton as head_triton
+from zoology.kernels.timing import milliseconds
 
 COLUMNS = (
     "date",
@@ -47,36 +47,6 @@ IDS = 8192
 COMPILING = 70
 """Seconds after which no more shapes are compiled for comparison, the smaller ones at the end."""
 STARTED = time.monotonic()
-
-
-def milliseconds(function: Callable[[], object], replays: int = 15) -> float:
-    """The median time of a function's kernels, by replays of a CUDA graph of some calls."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    function()
-    end.record()
-    torch.cuda.synchronize()
-    calls = max(1, min(20, int(2 / max(begin.elapsed_time(end), 1e-3))))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            function()
-    graph.replay()
-    times = []
-    for _ in range(replays):
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / calls)
-    return statistics.median(times)
 
 
 def peak(function: Callable[[], object]) -> float:

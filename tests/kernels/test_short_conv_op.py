@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from interpreter import needs_triton, run
 
 from zoology.kernels.short_conv import short_conv, short_conv_step
 from zoology.kernels.short_conv.reference import _shifted_products
@@ -80,6 +81,10 @@ def test_bad_input_is_named():
         short_conv(x, weight[:4], bias)
     with pytest.raises(ValueError, match=r"state has the shape \(2, 1, 5\): must be \(2, 2, 5\)"):
         short_conv(x, weight, bias, state[:, 1:])
+    with pytest.raises(ValueError, match=r"bias has the shape \(4,\): must be \(5,\)"):
+        short_conv(x, weight, bias[:4])
+    with pytest.raises(ValueError, match="'fast': must be"):
+        short_conv(x, weight, bias, implementation="fast")
     with pytest.raises(ValueError, match=r"must be \(B, D\)"):
         short_conv_step(x, weight, bias, state)
 
@@ -93,3 +98,8 @@ def test_shifted_products_are_the_same_sum(time):
         seen = torch.cat((torch.zeros_like(state) if given is None else given, x), dim=1)
         got = _shifted_products(x, seen, weight, bias, given is None)
         torch.testing.assert_close(got, short_conv(x, weight, bias, given)[0])
+
+
+@needs_triton
+def test_the_kernel_in_the_interpreter():
+    run("interpreted_short_conv.py")
