@@ -3,8 +3,8 @@
 from zoology.kernels.linear_attention.reference import (
     LinearAttentionState,
     linear_attention,
-    linear_attention_step,
     taylor_features,
 )
+from zoology.kernels.linear_attention.step import linear_attention_step
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step", "taylor_features"]
