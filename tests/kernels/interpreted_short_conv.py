@@ -75,16 +75,25 @@ def test_nothing_in_nothing_out(batch, time):
             assert not g.any()
 
 
-def test_many_tiles_of_one_program_add_up():
-    arguments = inputs(9, 100, 33, 3)
+def test_every_block_size_gives_the_same():
+    arguments = inputs(3, 50, 33, 3)
     x, weight, bias, state = (a.detach().unsqueeze(0) for a in arguments)
-    grad = torch.randn(x.shape)
-    blocks = triton.Blocks(16, 16, 4)
-    wants = triton.launch_backward(grad, x, weight, bias, state, blocks, programs=10**6)  # a tile for each
-    for programs in (1, 7):
-        got = triton.launch_backward(grad, x, weight, bias, state, blocks, programs)
-        for a, b in zip(got, wants, strict=True):
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    want = (triton.forward(x, weight, bias, state), *triton.gradient(grad, x, weight, bias, state))
+    for time, width in ((16, 16), (64, 64)):
+        blocks = triton.Blocks(time, width, 4)
+        got = triton.launch_backward(grad, x, weight, bias, state, blocks)
+        for a, b in zip((triton.launch_forward(x, weight, bias, state, blocks), *got), want, strict=True):
             near(a, b)
+
+
+def test_more_tiles_than_are_added_at_once(monkeypatch):
+    x, weight, bias, _ = (a.detach().unsqueeze(0) for a in inputs(3, 170, 2, 2))
+    want = triton.gradient(x, x, weight, bias, None)
+    monkeypatch.setattr(triton, "TOGETHER", 16)
+    got = triton.launch_backward(x, x, weight, bias, None, triton.Blocks(16, 16, 4))  # 32 tiles
+    for a, b in zip(got, want, strict=True):
+        near(a, b)
 
 
 @pytest.mark.parametrize("layout", ["channels of more", "time first", "time last", "a broadcast gradient"])

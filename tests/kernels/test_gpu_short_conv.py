@@ -34,7 +34,7 @@ def error(got, want):
 
 
 @DTYPES
-@pytest.mark.parametrize("taps", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("taps", [2, 3, 4, 8])
 @pytest.mark.parametrize(
     ("batch", "time", "width"), [(1, 1, 1), (3, 70, 100), (300, 64, 64), (2, 2048, 1024), (5, 1000, 24)], ids=str
 )
