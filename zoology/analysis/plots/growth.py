@@ -31,7 +31,8 @@ def plot_growth(rows: pd.DataFrame, what: str, *, size: tuple[float, float] = PA
         axes.set_yscale("log")
         lines = draw_lines(axes, page, {str(name): _line(part) for name, part in shown.groupby("method")})
         lengths = sorted({int(n) for n in shown["length"]})
-        axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3)
+        longest = max(len(name) for name in lines)
+        axes.set_xlim(lengths[0] / 1.3, lengths[-1] * 1.3 * (lengths[-1] / lengths[0]) ** (longest / 40))  # for names
         axes.xaxis.set_major_locator(FixedLocator(lengths))
         axes.xaxis.set_major_formatter(FixedFormatter([length_name(n) for n in lengths]))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -40,6 +41,8 @@ def plot_growth(rows: pd.DataFrame, what: str, *, size: tuple[float, float] = PA
         plain(axes, page)
         finish(page, f"{what.capitalize()}, batch 1, bfloat16; both axes are logarithmic. {note}".strip())
         name_lines(axes, page, lines)
+        if page.figure.legends:
+            axes.set_xlim(right=lengths[-1] * 1.3)
         return settle(page)
 
 
