@@ -122,7 +122,7 @@ def test_vmap_is_a_loop():
         for a, b in zip(got[:3], alone[:3], strict=True):
             assert torch.equal(a[i : i + 1], b)
         for a, b in zip(got[3:], alone[3:], strict=True):
-            assert error(3 * a[i : i + 1], b) < 5e-3
+            assert error(3 * a[i : i + 1], b) < 1.5e-2  # gradients in bfloat16 of a mean over other numbers
 
 
 def test_it_compiles_whole():

@@ -11,7 +11,7 @@ from zoology.kernels.sliding_window_attention import SlidingWindowState, sliding
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-RATIO, FLOOR = 1.2, {torch.float32: 4e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+RATIO, FLOOR = 1.5, {torch.float32: 4e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 """Errors may be RATIO times the reference's, or FLOOR, that of one or two roundings."""
 
 
@@ -36,7 +36,7 @@ def error(got, want):
 @pytest.mark.parametrize(
     ("batch", "time", "heads", "width", "window", "cached"),
     [
-        (1, 1, 1, 8, 2, 2),
+        (100, 1, 1, 8, 2, 2),
         (3, 77, 2, 16, 8, 0),
         (64, 64, 1, 64, 16, 0),
         (16, 256, 4, 32, 64, 0),

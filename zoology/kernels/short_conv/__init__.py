@@ -33,8 +33,9 @@ def short_conv(
         weight: (D, k).
         bias: (D,), or None.
         state: the k - 1 inputs before the piece, (B, k - 1, D), or None at the beginning.
-        implementation: "triton", for up to 8 taps; "reference"; or None: on a GPU Triton where it takes the shape,
-            else the reference.
+        implementation: "triton", for up to 8 taps; "reference"; or None: on a GPU Triton, but the reference for more
+            taps, for float64, and for up to 3 taps in what is compiled without gradients, where the compiler makes one
+            pass of it with what stands around it.
 
     Returns:
         y (B, T, D) in the dtype of x, and the state after the piece. In Triton sums are taken in float32, and gradients
@@ -44,7 +45,7 @@ def short_conv(
         ValueError: shapes that do not fit each other, or that the kernel cannot take.
     """
     reference.check(x, weight, bias, state, dims=3)
-    if x.shape[1] == 0 or _choose(implementation, x, weight) == "reference":
+    if x.shape[1] == 0 or _choose(implementation, x, weight, fused_taps=3) == "reference":
         return reference.short_conv(x, weight, bias, state)
     from zoology.kernels.short_conv import triton
 
@@ -58,11 +59,13 @@ def short_conv_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of `short_conv`: x (B, D), state (B, k - 1, D) -> y (B, D), state.
 
+    Without an `implementation`, what is compiled without gradients gets the reference whatever the taps.
+
     Raises:
         ValueError: as `short_conv`.
     """
     reference.check(x, weight, bias, state, dims=2)
-    if _choose(implementation, x, weight) == "reference":
+    if _choose(implementation, x, weight, fused_taps=8) == "reference":
         return reference.short_conv_step(x, weight, bias, state)
     from zoology.kernels.short_conv import triton
 
@@ -71,11 +74,13 @@ def short_conv_step(
     return y.squeeze(0), after.squeeze(0)
 
 
-def _choose(implementation: str | None, x: Tensor, weight: Tensor) -> str:
+def _choose(implementation: str | None, x: Tensor, weight: Tensor, fused_taps: int) -> str:
+    """Which one runs. Up to so many taps, PyTorch compiled without gradients is faster, on an H100."""
     chosen = choose(implementation, x.device)
     if implementation is None and chosen == "triton":
         from zoology.kernels.short_conv import triton
 
-        if torch.compiler.is_compiling() or not triton.takes(x, weight):
+        fused = torch.compiler.is_compiling() and not torch.is_grad_enabled() and weight.shape[1] <= fused_taps
+        if fused or not triton.takes(x, weight):
             return "reference"
     return chosen
