@@ -6,6 +6,7 @@ import pytest
 import torch
 from interpreter import needs_triton, run
 
+from zoology.kernels import short_conv as package
 from zoology.kernels.short_conv import short_conv, short_conv_step
 from zoology.kernels.short_conv.reference import _shifted_products
 
@@ -103,3 +104,22 @@ def test_shifted_products_are_the_same_sum(time):
 @needs_triton
 def test_the_kernel_in_the_interpreter():
     run("interpreted_short_conv.py")
+
+
+@needs_triton
+def test_on_a_gpu_the_kernel_runs_but_where_a_compiler_without_gradients_is_faster(monkeypatch):
+    """What is chosen for CUDA tensors, asked on a CPU."""
+    monkeypatch.setattr(package, "choose", lambda name, device: name or "triton")
+    x = torch.zeros(2, 4, 5)
+
+    def chosen(taps, name=None, dtype=torch.float32, limit=3):
+        return package._choose(name, x.to(dtype), torch.zeros(5, taps), limit)
+
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        assert [chosen(k) for k in (3, 4, 8, 9)] == ["triton", "triton", "triton", "reference"]
+        assert chosen(3, dtype=torch.float64) == "reference"
+        with torch.no_grad():
+            assert [chosen(k) for k in (3, 4)] == ["reference" if compiling else "triton", "triton"]
+            assert chosen(4, limit=8) == ("reference" if compiling else "triton")
+            assert [chosen(9, name) for name in ("triton", "reference")] == ["triton", "reference"]
