@@ -10,7 +10,6 @@ import csv
 import functools
 import itertools
 import platform
-import statistics
 import time
 import traceback
 from collections.abc import Callable
@@ -25,8 +24,11 @@ from torch import Tensor
 
 import zoology
 from zoology.kernels.embedding import triton as embedding_triton
+from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.kernels.linear_cross_entropy import triton as head_triton
+from zoology.kernels.short_conv import short_conv
+from zoology.kernels.timing import milliseconds
 
 COLUMNS = (
     "date",
@@ -47,36 +49,6 @@ IDS = 8192
 COMPILING = 70
 """Seconds after which no more shapes are compiled for comparison, the smaller ones at the end."""
 STARTED = time.monotonic()
-
-
-def milliseconds(function: Callable[[], object], replays: int = 15) -> float:
-    """The median time of a function's kernels, by replays of a CUDA graph of some calls."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    function()
-    end.record()
-    torch.cuda.synchronize()
-    calls = max(1, min(20, int(2 / max(begin.elapsed_time(end), 1e-3))))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            function()
-    graph.replay()
-    times = []
-    for _ in range(replays):
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / calls)
-    return statistics.median(times)
 
 
 def peak(function: Callable[[], object]) -> float:
@@ -167,9 +139,66 @@ def table(note: Note, kind: str, r: int, n: int, d: int) -> None:
     note("embedding", shape, "of which sort", "triton", sort, "ms")
 
 
+def share_of_copy(moved: int, ms: float) -> float:
+    """How near to a copy's speed something is that must move so many bytes, in per cent."""
+    source = torch.empty(moved // 2, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 100 * milliseconds(lambda: target.copy_(source)) / ms
+
+
+def convolution(note: Note, r: int, b: int, t: int, d: int, k: int) -> None:
+    """`short_conv` alone, and with a gate, which compiled PyTorch makes one pass of; k taps of each replica's own."""
+    op, shape = "short_conv", f"R{r}-B{b}-T{t}-D{d}-k{k}"
+    x, gate, grad = (torch.randn(r, b, t, d, device="cuda").bfloat16() for _ in range(3))
+    weight = torch.randn(r, d, k, device="cuda")
+    given = tuple(a.requires_grad_() for a in (x, weight, gate))
+
+    def alone(x: Tensor, weight: Tensor, gate: Tensor, implementation: str) -> Tensor:
+        return torch.func.vmap(lambda x, w: short_conv(x, w, implementation=implementation)[0])(x, weight)
+
+    def gated(x: Tensor, weight: Tensor, gate: Tensor, implementation: str) -> Tensor:
+        return gate * alone(x, weight, gate, implementation)
+
+    for function, passes in ((alone, (2, 5)), (gated, (3, 8))):
+        for implementation in ("triton", "reference"):
+            torch._dynamo.reset()
+            run = torch.compile(functools.partial(function, implementation=implementation), dynamic=False)
+            wanted = given[: 2 if function is alone else 3]
+            both = functools.partial(lambda run, wanted: torch.autograd.grad(run(*given), wanted, grad), run, wanted)
+            with torch.no_grad():
+                times = [milliseconds(functools.partial(run, *given))]
+            times.append(milliseconds(both))
+            for what, time_, moved in zip(("fwd", "fwd+bwd"), times, passes, strict=True):
+                what = what if function is alone else f"gated {what}"
+                note(op, shape, what, implementation, time_, "ms")
+                note(op, shape, what, implementation, share_of_copy(moved * x.nbytes, time_), "% of copy")
+
+
+@torch.no_grad()
+def attention_step(note: Note, b: int, h: int, f: int, dv: int) -> None:
+    """One token of Based: the state, in float32, is read and written once."""
+    op, shape = "linear_attention_step", f"B{b}-H{h}-f{f}-dv{dv}"
+    q, k, v = (torch.rand(b, h, n, device="cuda").bfloat16() for n in (f, f, dv))
+    features = (f + 1) * (f + 2) // 2
+    state = LinearAttentionState(
+        torch.rand(b, h, features, dv, device="cuda"), torch.rand(b, h, features, device="cuda")
+    )
+    for method, implementation in (("triton", "triton"), ("compiled", "reference")):
+        run = functools.partial(
+            linear_attention_step, q, k, v, state, feature_map="taylor", implementation=implementation
+        )
+        ms = milliseconds(run if method == "triton" else torch.compile(run, dynamic=False))
+        note(op, shape, "step", method, ms, "ms")
+        note(op, shape, "step", method, share_of_copy(2 * (state.kv.nbytes + state.normaliser.nbytes), ms), "% of copy")
+
+
 def measure(note: Note) -> None:
     """Every row. One that fails says so, and the others go on."""
     jobs: list[Callable[[], None]] = []
+    for r, b, t, d, k in ((1, 8, 2048, 1024, 3), (1, 8, 2048, 1024, 4), (12, 256, 64, 64, 3)):
+        jobs.append(functools.partial(convolution, note, r, b, t, d, k))
+    for b, h in ((128, 28), (1, 28)):
+        jobs.append(functools.partial(attention_step, note, b, h, 16, 64))
     for r, m, d in itertools.product((12, 1), (16384, 4096, 1024), (64, 128)):
         jobs.append(functools.partial(head, note, r, m, d))
     for kind, n in itertools.product(("uniform", "fillers", "one-id"), (16384, 65536)):

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "sweeps": {"sweeps", "train", "training", "record", "registry", "tasks", "architectures", "data"},
     "analysis": {"analysis", "record", "registry"},
     "cli": ALL,
+    "cli_bench": ALL,
     "cli_runs": ALL,
     "cli_models": ALL,
     "cli_tasks": ALL,

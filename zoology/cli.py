@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from zoology.cli_bench import kernels
 from zoology.cli_models import evaluate
 from zoology.cli_runs import plot, report, table
 from zoology.cli_tasks import PluginFiles, ScaleName, Slices, TaskArgument, export, score
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 2
     except UsageError as error:
         word = command_word(arguments)
-        complain(usage(error, word if word in COMMANDS else ""))
+        complain(usage(error, word if word in (*COMMANDS, BENCH) else ""))
         code = 2
     except KeyboardInterrupt:  # before there was a command
         code = 130
@@ -110,6 +111,9 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
                 flags = sweep_flags(chosen) + (resource_flags() if function is sweep else [])
             command = with_flags(function, flags, arguments)
         app.command()(catching(command))
+    bench = typer.Typer(help="Measure this machine: how fast the kernels are.")
+    bench.command()(catching(kernels))
+    app.add_typer(bench, name=BENCH)
     return app
 
 
@@ -379,3 +383,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     for function in (sweep, train, plot, table, report, evaluate, sample, export, score, tasks, mixers, audit, version)
 }
 """In the order in which `--help` shows them."""
+BENCH = "bench"
+"""The one command with commands of its own."""

@@ -98,6 +98,19 @@ def scores_table(scores: "Sequence[Score]") -> Table:
     return table
 
 
+def growth_table(rows: "Sequence[dict[str, Any]]", what: str) -> Table:
+    """Milliseconds of one pass of each method, a line for each length; a dash where there is none."""
+    from zoology.analysis.plots.growth import length_name
+
+    times = {(row["length"], row["method"]): row["milliseconds"] for row in rows if row["pass"] == what}
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    table = plain(f"{what.capitalize()}: milliseconds", "tokens", *names)
+    for length in sorted({length for length, _ in times}):
+        shown = [times.get((length, name)) for name in names]
+        table.add_row(length_name(length), *("-" if time is None else f"{time:.3g}" for time in shown))
+    return table
+
+
 def evaluation_table(rows: "Sequence[dict[str, Any]]") -> Table:
     """Accuracy of each trial on each slice, in per cent: the mean over seeds at the learning rate that validation
     prefers."""

@@ -4,7 +4,9 @@ import itertools
 
 import pytest
 import torch
+from interpreter import needs_triton, run
 
+from zoology.kernels import short_conv as package
 from zoology.kernels.short_conv import short_conv, short_conv_step
 from zoology.kernels.short_conv.reference import _shifted_products
 
@@ -80,6 +82,10 @@ def test_bad_input_is_named():
         short_conv(x, weight[:4], bias)
     with pytest.raises(ValueError, match=r"state has the shape \(2, 1, 5\): must be \(2, 2, 5\)"):
         short_conv(x, weight, bias, state[:, 1:])
+    with pytest.raises(ValueError, match=r"bias has the shape \(4,\): must be \(5,\)"):
+        short_conv(x, weight, bias[:4])
+    with pytest.raises(ValueError, match="'fast': must be"):
+        short_conv(x, weight, bias, implementation="fast")
     with pytest.raises(ValueError, match=r"must be \(B, D\)"):
         short_conv_step(x, weight, bias, state)
 
@@ -93,3 +99,27 @@ def test_shifted_products_are_the_same_sum(time):
         seen = torch.cat((torch.zeros_like(state) if given is None else given, x), dim=1)
         got = _shifted_products(x, seen, weight, bias, given is None)
         torch.testing.assert_close(got, short_conv(x, weight, bias, given)[0])
+
+
+@needs_triton
+def test_the_kernel_in_the_interpreter():
+    run("interpreted_short_conv.py")
+
+
+@needs_triton
+def test_on_a_gpu_the_kernel_runs_but_where_a_compiler_without_gradients_is_faster(monkeypatch):
+    """What is chosen for CUDA tensors, asked on a CPU."""
+    monkeypatch.setattr(package, "choose", lambda name, device: name or "triton")
+    x = torch.zeros(2, 4, 5)
+
+    def chosen(taps, name=None, dtype=torch.float32, limit=3):
+        return package._choose(name, x.to(dtype), torch.zeros(5, taps), limit)
+
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        assert [chosen(k) for k in (3, 4, 8, 9)] == ["triton", "triton", "triton", "reference"]
+        assert chosen(3, dtype=torch.float64) == "reference"
+        with torch.no_grad():
+            assert [chosen(k) for k in (3, 4)] == ["reference" if compiling else "triton", "triton"]
+            assert chosen(4, limit=8) == ("reference" if compiling else "triton")
+            assert [chosen(9, name) for name in ("triton", "reference")] == ["triton", "reference"]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from interpreter import needs_triton, run
 
 from zoology.kernels.sliding_window_attention import (
     SlidingWindowState,
@@ -115,3 +116,8 @@ def test_bad_input_is_named():
         sliding_window_attention(q, k[:, 1:], v, window=2)
     with pytest.raises(ValueError, match=r"must be \(B, H, d\)"):
         sliding_window_attention_step(q, k, v, SlidingWindowState(k, v), window=2)
+
+
+@needs_triton
+def test_the_kernel_in_the_interpreter():
+    run("interpreted_sliding_window_attention.py")

@@ -18,9 +18,9 @@ from zoology.kernels.linear_attention.reference import (
     FeatureMap,
     LinearAttentionState,
     check,
-    linear_attention_step,
     taylor_features,
 )
+from zoology.kernels.linear_attention.step import linear_attention_step
 from zoology.kernels.replicas import choose
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step", "taylor_features"]

@@ -124,14 +124,8 @@ def linear_attention_step(
     log_decay: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, LinearAttentionState]:
-    """One token of `linear_attention`: q, k (B, H, f), v (B, H, dv), state -> o (B, H, dv), state.
-
-    `log_decay` is (H,) or (B, H).
-
-    Raises:
-        ValueError: as `linear_attention`.
-    """
-    check(q, k, v, feature_map, log_decay, dims=3)
+    """The same function as `zoology.kernels.linear_attention.linear_attention_step`."""
+    check_step(q, k, v, state, feature_map, normalise, log_decay)
     wide = torch.promote_types(q.dtype, torch.float32)
     features = _features(feature_map)
     phi_q, phi_k, value = features(q.to(wide)), features(k.to(wide)), v.to(wide)
@@ -144,7 +138,9 @@ def linear_attention_step(
     if normalise:
         normaliser = normaliser + phi_k
         o = o / ((phi_q * normaliser).sum(-1, keepdim=True) + eps)
-    return o.to(v.dtype), LinearAttentionState(kv, normaliser)
+    return o.to(v.dtype), LinearAttentionState(
+        *(new.to(old.dtype) for new, old in zip((kv, normaliser), state, strict=True))
+    )
 
 
 def _chunk_decay(log_decay: Tensor, start: int, stop: int, size: int) -> Tensor:
@@ -245,6 +241,29 @@ def _empty(k: Tensor, v: Tensor, feature_map: FeatureMap, normalise: bool) -> tu
     f = k.shape[-1]
     width = (f + 1) * (f + 2) // 2 if feature_map == "taylor" else f
     return k.new_zeros(k.shape[0], width, v.shape[-1]), k.new_zeros(k.shape[0], width if normalise else 0)
+
+
+def check_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: LinearAttentionState,
+    feature_map: str,
+    normalise: bool,
+    log_decay: Tensor | None,
+) -> None:
+    """Refuse shapes of `linear_attention_step` that do not fit each other.
+
+    Raises:
+        ValueError: naming them.
+    """
+    check(q, k, v, feature_map, log_decay, dims=3)
+    f = q.shape[-1]
+    sums = (*q.shape[:2], (f + 1) * (f + 2) // 2 if feature_map == "taylor" else f)
+    kv = (*sums, v.shape[-1])
+    if state.kv.shape != kv or (normalise and state.normaliser.shape != sums):
+        shapes = ", ".join(str(tuple(x.shape)) for x in state)
+        raise ValueError(f"state has the shapes {shapes}: must be (B, H, F, dv), (B, H, F), {kv}, {sums}")
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, feature_map: str, log_decay: Tensor | None, dims: int) -> None:

@@ -32,8 +32,8 @@ def selective_scan(
 
     The recurrence is solved by pairs: two neighbouring steps are one step of the same kind, so T steps are T / 2 of
     them, and so on down to one. Every factor exp(delta A) is at most 1, so nothing overflows. The states (B, T, E, N)
-    exist for one chunk at a time: the backward pass makes them anew from the one before each chunk. A CPU is fastest where
-    the states of a chunk stay in its cache, a GPU where there are few chunks.
+    exist for one chunk at a time: the backward pass makes them anew from the one before each chunk. A CPU is fastest
+    where the states of a chunk stay in its cache, a GPU where there are few chunks.
 
     Args:
         x: (B, T, E).

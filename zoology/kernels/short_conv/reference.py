@@ -1,12 +1,4 @@
-"""Causal depthwise convolution in PyTorch.
-
-    y_t = bias + sum_{j < k} weight[:, k - 1 - j] * x_{t - j}
-
-The last column of `weight` is the current token's, as in a `Conv1d`. Before the beginning x is 0.
-Source: the short convolution of H3 and BaseConv, arXiv:2212.14052, arXiv:2312.04927.
-
-Letters: B batch, T time, D channels, k taps.
-"""
+"""Causal depthwise convolution in PyTorch."""
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +8,8 @@ from torch import Tensor
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A piece of a sequence.
-
-    Args:
-        x: (B, T, D).
-        weight: (D, k).
-        bias: (D,), or None.
-        state: the k - 1 inputs before the piece, (B, k - 1, D), or None at the beginning.
-
-    Returns:
-        y (B, T, D), and the state after the piece.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
-    """
-    _check(x, weight, state, dims=3)
+    """The same function as `zoology.kernels.short_conv`."""
+    check(x, weight, bias, state, dims=3)
     kept = weight.shape[1] - 1
     seen = F.pad(x, (0, 0, kept, 0)) if state is None else torch.cat((state, x), dim=1)
     after = seen[:, seen.shape[1] - kept :].clone()  # a view would keep the whole piece alive
@@ -57,24 +36,36 @@ def _shifted_products(x: Tensor, seen: Tensor, weight: Tensor, bias: Tensor | No
     return (y if bias is None else y + bias).to(x.dtype)
 
 
-def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of `short_conv`: x (B, D), state (B, k - 1, D) -> y (B, D), state.
+def state_after(x: Tensor, kept: int, state: Tensor | None) -> Tensor:
+    """The last `kept` inputs, the piece's and those before it, copied: a view would keep the whole piece alive."""
+    time = x.shape[1]
+    last = x[:, max(time - kept, 0) :]
+    if state is not None:
+        return torch.cat((state[:, time:], last), dim=1)
+    return last.clone() if time >= kept else F.pad(last, (0, 0, kept - time, 0))
 
-    Raises:
-        ValueError: shapes that do not fit each other.
-    """
-    _check(x, weight, state, dims=2)
+
+def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The same function as `zoology.kernels.short_conv_step`."""
+    check(x, weight, bias, state, dims=2)
     seen = torch.cat((state, x.unsqueeze(1)), dim=1)
     y = (seen * weight.t()).sum(1)
     return (y if bias is None else y + bias).to(x.dtype), seen[:, 1:].clone()
 
 
-def _check(x: Tensor, weight: Tensor, state: Tensor | None, dims: int) -> None:
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, dims: int) -> None:
+    """Refuse shapes that do not fit each other, for x of so many axes.
+
+    Raises:
+        ValueError: naming them.
+    """
     if x.dim() != dims or weight.dim() != 2 or x.shape[-1] != weight.shape[0] or weight.shape[1] < 1:
         layout = "(B, T, D)" if dims == 3 else "(B, D)"
         raise ValueError(
             f"x, weight have the shapes {tuple(x.shape)}, {tuple(weight.shape)}: must be {layout}, (D, k), k >= 1"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has the shape {tuple(bias.shape)}: must be {tuple(weight.shape[:1])}")
     if state is not None and state.shape != (x.shape[0], weight.shape[1] - 1, x.shape[-1]):
         raise ValueError(
             f"state has the shape {tuple(state.shape)}: must be {(x.shape[0], weight.shape[1] - 1, x.shape[-1])}"

@@ -35,30 +35,29 @@ def sliding_window_attention(
     dense_time: int = DENSE_TIME,
     output_state: bool = False,
 ) -> tuple[Tensor, SlidingWindowState | None]:
-    """A piece of a sequence. Time and memory grow as T w once T is beyond `dense_time` and 2 w.
+    """The same function as `zoology.kernels.sliding_window_attention`.
 
-    Args:
-        q, k, v: (B, T, H, d).
-        window: w, how many tokens are visible, the current one included.
-        state: the tokens before the piece, or None at the beginning.
-        dropout: probability with which an attention weight is dropped. 0 outside of training.
-        dense_time: pieces no longer than this are one masked block. Changes no number beyond rounding.
-        output_state: whether the state after the piece is returned; None otherwise.
-
-    Returns:
-        o (B, T, H, d), and the state or None.
-
-    Raises:
-        ValueError: shapes that do not fit each other, or a window below 1.
+    Time and memory grow as T w once T is beyond `dense_time` and 2 w; no longer pieces are one masked block, which
+    changes no number beyond rounding.
     """
-    _check(q, k, v, window, dims=4)
-    keys, values = (k, v) if state is None else (torch.cat(pair, dim=1) for pair in zip(state, (k, v), strict=True))
+    check(q, k, v, window, dims=4)
+    keys, values = with_cache(k, v, state)
     attend = _dense if q.shape[1] <= max(dense_time, 2 * window) else _blocks
     o = attend(q, keys, values, window, dropout)
-    if not output_state:
-        return o, None
+    return o, state_after(keys, values, window) if output_state else None
+
+
+def with_cache(k: Tensor, v: Tensor, state: SlidingWindowState | None) -> tuple[Tensor, Tensor]:
+    """Keys and values of a piece after those of the state, if there is one: (B, c + T, H, d)."""
+    if state is None:
+        return k, v
+    return torch.cat((state.keys, k), dim=1), torch.cat((state.values, v), dim=1)
+
+
+def state_after(keys: Tensor, values: Tensor, window: int) -> SlidingWindowState:
+    """The last w of the keys and values, copied: views would keep the rest alive."""
     start = max(keys.shape[1] - window, 0)
-    return o, SlidingWindowState(keys[:, start:].clone(), values[:, start:].clone())  # views would keep the rest alive
+    return SlidingWindowState(keys[:, start:].clone(), values[:, start:].clone())
 
 
 def sliding_window_attention_step(
@@ -69,7 +68,7 @@ def sliding_window_attention_step(
     Raises:
         ValueError: as `sliding_window_attention`.
     """
-    _check(q, k, v, window, dims=3)
+    check(q, k, v, window, dims=3)
     keys, values = (
         torch.cat((kept[:, max(kept.shape[1] + 1 - window, 0) :], new.unsqueeze(1)), dim=1)
         for kept, new in zip(state, (k, v), strict=True)
@@ -117,7 +116,12 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropou
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, window: int, dims: int) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, window: int, dims: int) -> None:
+    """Refuse shapes that do not fit each other, for q of so many axes, and a window below 1.
+
+    Raises:
+        ValueError: naming them.
+    """
     if window < 1:
         raise ValueError(f"window = {window}: must be at least 1")
     if q.dim() != dims or q.shape != k.shape or q.shape != v.shape:
