@@ -16,6 +16,7 @@ from zoology import cli
 from zoology.record import ReplicaResult, Score, TrialResult
 from zoology.sweeps import launch
 from zoology.sweeps.space import Request, expand
+from zoology.tables import grouped
 
 pytestmark = pytest.mark.usefixtures("own_registries")
 
@@ -95,8 +96,8 @@ SWEEP = [
     ("--arch based --d-model 8,16,", "--d-model 8,16,: an empty value is not allowed; whole numbers from 1"),
     ("--arch based --d-model 100000000000", "cannot be built with d_model=100000000000"),
     (
-        "--arch based --num-pairs 64",
-        "num_pairs = 64: with passes = 1 these need 256 tokens, and seq_len = 64 holds at most",
+        "--arch based --num-pairs 20",
+        "num_pairs = 20: with passes = 1 these need 80 tokens, and seq_len = 64 holds at most",
     ),
     ("--arch based --num-pairs 8 --vocab-size 16", "vocab_size = 16 has 7 different keys"),
     ("--arch based --vocab-size 63", "vocab_size = 63: must be even"),
@@ -156,7 +157,7 @@ OTHERS = [
     ("sample", "Missing argument 'TASK'"),
     ("sample mqr", "unknown task 'mqr': did you mean mqar?"),
     ("sample mqar --num-pairs 0", "--num-pairs 0: '0' is not allowed; whole numbers from 1"),
-    ("sample mqar --num-pairs 100", "num_pairs = 100: with passes = 1 these need 400 tokens"),
+    ("sample mqar --num-pairs 20", "num_pairs = 20: with passes = 1 these need 80 tokens"),
     ("sample mqar --num-pairs 2,4", "--num-pairs 2,4: takes one value"),
     ("sample mqar --size-a 3", "--size-a belongs to the task set-disjointness"),
     ("sample mqar -n 0", "--n 0: '0' is not allowed; whole numbers from 1"),
@@ -523,6 +524,11 @@ def test_mixers_and_tasks_list_what_is_registered_with_dials_and_sources(run, tm
     _, out, _ = run("tasks", "--plugin", plugin(tmp_path, TASK.format(labels="tokens"), "task.py"))
     for word in ("mqar", "set-disjointness", "my-task", "--num-pairs", "--size-a", "arXiv:2312.04927", "paper"):
         assert word in out
+
+
+def test_slices_that_differ_in_a_last_number_are_listed_as_one():
+    names = ["small", "paper-seq-len-256", "paper-seq-len-512", "paper-frac-noise-0.4", "zoology-T64-N4"]
+    assert grouped(names) == ["small", "paper-seq-len-{256, 512}", "paper-frac-noise-0.4", "zoology-T64-N4"]
 
 
 def test_sample_prints_as_many_as_asked_and_the_same_for_the_same_seed(run):

@@ -26,7 +26,7 @@ def evaluate(
     *,
     given: "Given",
 ) -> None:
-    """Score a run's kept weights on other slices of its task, such as longer contexts: --seq-len 128 --num-pairs 32.
+    """Score a run's kept weights on other slices of its task, such as longer contexts: --seq-len 128 --num-pairs 24.
 
     The parameters of the run's task are flags; each takes a list.
     """

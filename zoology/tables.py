@@ -1,6 +1,6 @@
 """Tables for the terminal: what is registered, what the audit found, what a run reached. They draw; others compute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -84,8 +84,20 @@ def tasks_table() -> Table:
     for name in tasks:
         cls = tasks.get(name)
         lines = [f"--{key.replace('_', '-')} {field.get_default()}" for key, field in cls.model_fields.items()]
-        table.add_row(name, first_line(cls), "\n".join(lines), "\n".join(cls.presets()), paper(cls))
+        table.add_row(name, first_line(cls), "\n".join(lines), "\n".join(grouped(cls.presets())), paper(cls))
     return table
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names that differ in a last number only, as one: a-1, a-2, b -> a-{1, 2}, b."""
+    ends: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, end = name.rpartition("-")
+        ends.setdefault(f"{stem}-" if stem and end[0].isdigit() else name, []).append(end)
+    return [
+        key if not key.endswith("-") else key + (found[0] if len(found) == 1 else "{" + ", ".join(found) + "}")
+        for key, found in ends.items()
+    ]
 
 
 def scores_table(scores: "Sequence[Score]") -> Table:

@@ -9,6 +9,7 @@ from interpreter import needs_triton, run
 
 from zoology.kernels.sliding_window_attention import (
     SlidingWindowState,
+    reference,
     sliding_window_attention,
     sliding_window_attention_step,
 )
@@ -121,3 +122,17 @@ def test_bad_input_is_named():
 @needs_triton
 def test_the_kernel_in_the_interpreter():
     run("interpreted_sliding_window_attention.py")
+
+
+def test_what_a_gpu_runs_with_dropout_is_the_same_attention_and_drops_its_share():
+    q, k, v = (x.transpose(1, 2) for x in inputs(2, 17, 3, 8))
+    mask = torch.ones(17, 17, dtype=torch.bool).tril().triu(-3)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert torch.allclose(reference._product_by_product(q, k, v, mask, 0.0), want)
+    ones = torch.ones(1, 64, 64)
+    dropped = reference._product_by_product(ones, ones, torch.eye(64).unsqueeze(0), torch.ones(64, 64).bool(), 0.25)
+    assert abs((dropped == 0).float().mean() - 0.25) < 0.03
+    stacked = torch.func.vmap(lambda q: reference._product_by_product(q, k, v, mask, 0.5), randomness="different")(
+        torch.stack((q, q))
+    )
+    assert not torch.equal(stacked[0], stacked[1])

@@ -137,7 +137,7 @@ CHANGES = [
     {"test_examples": 100},
     {"plugins": (Plugin(path="a.py", source="x = 1"),)},
     {"training": {"epochs": 2}},
-    {"training": {"batch_size": 32}},
+    {"training": {"batch_size": 48}},
     {"training": {"learning_rates": (1e-3,)}},
     {"training": {"seeds": (0, 1)}},
     {"training": {"data_seed": 1}},
@@ -187,7 +187,7 @@ def test_task_parameters_replace_those_of_the_slices_and_keep_the_number_of_exam
         assert sum(part.examples for part in after.train) == total
         for split in (after.train, after.valid, after.test):
             assert [tuple(part.params[key] for key in params) for part in split] == given
-            assert {part.params["vocab_size"] for part in split} == {256}
+            assert {part.params["vocab_size"] for part in split} == {64}
 
 
 def test_what_slices_share_is_not_asked_twice():
@@ -220,7 +220,7 @@ def test_slices_have_different_names_whatever_they_differ_in():
         ({"scale": "papr"}, r"unknown scale 'papr': did you mean paper\?"),
         ({"task": "mqr"}, r"unknown task 'mqr': did you mean mqar\?"),
         ({"task_params": {"size_a": (3,)}}, "task mqar has no parameter --size-a: it has vocab_size, seq_len"),
-        ({"task_params": {"num_pairs": (64,)}}, "num_pairs = 64.*seq_len = 64 holds at most 16 pairs"),
+        ({"task_params": {"num_pairs": (20,)}}, "num_pairs = 20.*seq_len = 64 holds at most 16 pairs"),
         ({"task_params": {"vocab_size": (8,)}}, "num_pairs = 4: vocab_size = 8 has 3 different keys"),
         ({"settings": {"num_heads": (3,)}}, "linear-attention: d_model = 8 is not divisible by num_heads = 3"),
         ({"settings": {"feature_dim": (0,)}}, "linear-attention: feature_dim = 0: input should be greater than"),
@@ -333,7 +333,7 @@ def test_a_flag_for_one_value_refuses_several():
 def test_one_slice_for_a_look():
     assert one_slice("mqar", {"num_pairs": 2}).slice_name == "T64-N2"
     with pytest.raises(InputError, match="holds at most 16 pairs"):
-        one_slice("mqar", {"num_pairs": 100})
+        one_slice("mqar", {"num_pairs": 20})
 
 
 def test_named_slices_stand_in_for_those_of_the_scale():

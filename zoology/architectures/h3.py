@@ -47,8 +47,8 @@ class H3(Mixer):
     """
 
     class Config(MixerConfig):
-        d_state: int = dial(16, sweep=(4, 8, 16), ge=2, help="numbers kept for each channel of a model; even")
-        head_dim: int = dial(1, sweep=(1,), help="width of a head: keys times values are head_dim x head_dim")
+        d_state: int = dial(16, sweep=(4, 16), ge=2, help="numbers kept for each channel of a model; even")
+        head_dim: int = dial(1, sweep=(2, 4, 8), help="width of a head: keys times values are head_dim x head_dim")
         measure: Literal["lin", "inv", "legs"] = Field("lin", description="how A starts: diag-lin, -inv or -legs")
 
     def __init__(self, d_model: int, config: Config):

@@ -114,7 +114,7 @@ class Mqar(SlottedRecall):
 
         "zoology-T64-N4" and so on are the sizes of figure 2 of Zoology, each with a model of its own.
         """
-        small = [cls(vocab_size=256, seq_len=64, num_pairs=n) for n in (4, 8, 16)]
+        small = [cls(vocab_size=64, seq_len=64, num_pairs=n) for n in (4, 8, 16)]
 
         def paper(seq_len: int, num_pairs: int, fillers: Literal["papers", "zero"] = "papers") -> Mqar:
             return cls(vocab_size=8192, seq_len=seq_len, num_pairs=num_pairs, fillers=fillers)

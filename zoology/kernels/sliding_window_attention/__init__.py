@@ -42,8 +42,8 @@ def sliding_window_attention(
         dropout: probability with which an attention weight is dropped. 0 outside of training.
         dense_time: pieces no longer than this are one masked block in the reference. Changes no number beyond rounding.
         output_state: whether the state after the piece is returned; None otherwise.
-        implementation: "triton", for d up to 128 and no dropout; "reference"; or None: on a GPU Triton where it takes
-            these, else the reference.
+        implementation: "triton", for d up to 128 and no dropout; "reference"; or None, which is the reference: the
+            kernel has not passed its tests on a GPU at d = 128 yet.
 
     Returns:
         o (B, T, H, d), and the state or None. In Triton gradients are taken once, not twice, and from outside of
@@ -57,11 +57,7 @@ def sliding_window_attention(
     rounded = (q, keys, values)
     if torch.is_autocast_enabled(q.device.type):
         rounded = tuple(x.to(torch.get_autocast_dtype(q.device.type)) for x in rounded)
-    chosen = choose(implementation, q.device)
-    if implementation is None and chosen == "triton":
-        from zoology.kernels.sliding_window_attention import triton
-
-        chosen = "reference" if dropout or not triton.takes(*rounded) else "triton"
+    chosen = choose(implementation or "reference", q.device)
     if chosen == "reference":
         options = {"dropout": dropout, "dense_time": dense_time, "output_state": output_state}
         return reference.sliding_window_attention(q, k, v, window=window, state=state, **options)

@@ -104,8 +104,7 @@ def _blocks(q: Tensor, keys: Tensor, values: Tensor, window: int, dropout: float
     visible[0] &= key >= window - cached
     # Heads and blocks share an axis, so that there are four, which the fused kernels ask for.
     q, k, v = (x.transpose(2, 3).flatten(1, 2) for x in (q, k, v))
-    mask = visible.repeat_interleave(heads, dim=0)
-    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    o = _softmax_attention(q, k, v, visible.repeat_interleave(heads, dim=0), dropout)
     o = o.unflatten(1, (blocks, heads)).transpose(2, 3).flatten(1, 2)
     return o[:, :time]
 
@@ -113,7 +112,21 @@ def _blocks(q: Tensor, keys: Tensor, values: Tensor, window: int, dropout: float
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Softmax attention in the layout (B, T, H, d)."""
     q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+    return _softmax_attention(q, keys, values, mask, dropout).transpose(1, 2)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """(..., time, d). PyTorch's own where it can: on a GPU, under vmap, it refuses a mask together with dropout."""
+    if dropout and mask is not None and q.is_cuda:
+        return _product_by_product(q, k, v, mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _product_by_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """The same, spelled out."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, window: int, dims: int) -> None:
