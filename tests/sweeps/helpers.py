@@ -15,18 +15,7 @@ from zoology.sweeps.space import Request, expand
 
 CLI = Path(zoology.__file__).parents[1] / "cli.py"
 
-TINY = [
-    "--train-examples",
-    "640",
-    "--test-examples",
-    "64",
-    "--d-model",
-    "16",
-    "--learning-rates",
-    "1e-2",
-    "--batch-size",
-    "64",
-]
+TINY = "--train-examples 640 --test-examples 64 --d-model 16 --learning-rates 1e-2 --batch-size 64".split()
 """Ten steps on the default task: some 0.3 s."""
 
 
@@ -37,7 +26,7 @@ def request(*windows: int, **fields) -> Request:
         "settings": {"window": windows or (2, 4, 8)},
         "d_model": (16,),
         "task_params": {"num_pairs": (4,)},
-        "training": {"learning_rates": (1e-2,)},
+        "training": {"learning_rates": (1e-2,), "batch_size": 64},
         "train_examples": 640,
         "test_examples": 64,
         "reference": False,

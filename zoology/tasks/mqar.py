@@ -114,6 +114,7 @@ class Mqar(SlottedRecall):
 
         "zoology-T64-N4" and so on are the sizes of figure 2 of Zoology, each with a model of its own.
         """
+        # With 256 ids, mixers with an output gate have not begun to bind keys to values when the training ends.
         small = [cls(vocab_size=64, seq_len=64, num_pairs=n) for n in (4, 8, 16)]
 
         def paper(seq_len: int, num_pairs: int, fillers: Literal["papers", "zero"] = "papers") -> Mqar:
