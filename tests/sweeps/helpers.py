@@ -15,7 +15,18 @@ from zoology.sweeps.space import Request, expand
 
 CLI = Path(zoology.__file__).parents[1] / "cli.py"
 
-TINY = "--train-examples 640 --test-examples 64 --d-model 16 --learning-rates 1e-2 --batch-size 64".split()
+TINY = [
+    "--train-examples",
+    "640",
+    "--test-examples",
+    "64",
+    "--d-model",
+    "16",
+    "--learning-rates",
+    "1e-2",
+    "--batch-size",
+    "64",
+]
 """Ten steps on the default task: some 0.3 s."""
 
 
