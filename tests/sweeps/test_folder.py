@@ -178,7 +178,7 @@ def test_another_sweep_says_what_differs(run):
     with pytest.raises(InputError, match=r"window is \[2, 4, 8\] there and \[2, 4\] here\): 'zoology sweep'; give ano"):
         opened(run, 2, 4)
     with pytest.raises(InputError, match=r"\(epochs is not given there and 2 here\)"):
-        opened(run, training={"learning_rates": (1e-2,), "epochs": 2})
+        opened(run, training={"learning_rates": (1e-2,), "batch_size": 64, "epochs": 2})
     with pytest.raises(InputError, match=r"d_model is \[16\] there and \[32\] here"):
         opened(run, d_model=(32,))
     assert lines(run) == before
