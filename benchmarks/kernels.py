@@ -6,23 +6,19 @@ versions and the date. A time is the median over replays of a CUDA graph, in tra
 """
 
 import argparse
-import csv
 import functools
 import itertools
-import platform
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton as triton_package
+from common import append, machine
 from torch import Tensor
 
-import zoology
 from zoology.kernels.embedding import triton as embedding_triton
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
@@ -240,27 +236,18 @@ def tune() -> None:
     attempt(jobs)
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were made on and with."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": torch.cuda.get_device_name(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton_package.__version__,
-        "zoology": zoology.__version__,
-    }
+def recorded(measure: Callable[[Note], None], path: Path) -> None:
+    """Print what is measured, and put it with the GPU and the versions at the end of a results file."""
+    rows: list[dict[str, Any]] = []
 
+    def note(op: str, shape: str, what: str, method: str, value: float, unit: str) -> None:
+        rows.append({"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit})
+        print(f"{op:<22} {shape:<32} {what:<18} {method:<14} {value:>10.4g} {unit}", flush=True)
 
-def append(rows: list[dict[str, Any]], common: dict[str, Any], path: Path) -> None:
-    """Put rows at the end of the results file, which is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows({**common, **row} for row in rows)
+    measure(note)
+    made_on = machine("torch", "triton") | {"processor": torch.cuda.get_device_name()}
+    append(rows, {key: made_on[key] for key in COLUMNS if key in made_on}, COLUMNS, path)
+    print(f"rows appended to {path}")
 
 
 def main() -> None:
@@ -273,15 +260,7 @@ def main() -> None:
     torch.manual_seed(0)
     if given.tune:
         return tune()
-    rows: list[dict[str, Any]] = []
-
-    def note(op: str, shape: str, what: str, method: str, value: float, unit: str) -> None:
-        rows.append({"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit})
-        print(f"{op:<22} {shape:<28} {what:<18} {method:<10} {value:>10.4g} {unit}", flush=True)
-
-    measure(note)
-    append(rows, machine(), given.out)
-    print(f"rows appended to {given.out}")
+    recorded(measure, given.out)
     return None
 
 

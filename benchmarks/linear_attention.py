@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kernels import RESULTS, Note, append, attempt, machine, milliseconds, relative
+from kernels import RESULTS, Note, attempt, recorded, relative
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoology.kernels.linear_attention import linear_attention
+from zoology.kernels.timing import milliseconds
 
 OP = "linear_attention"
 COMPILING = 60
@@ -179,6 +180,13 @@ def measure_error(note: Note, case: Case, method: Method, *, exact: list[Tensor]
         note(OP, str(case), f"error of {what}", method.name, relative(a.detach()[:1], b), "relative")
 
 
+def measure(note: Note) -> None:
+    """Every row. One that fails says so, and the others go on."""
+    bandwidth = copying()
+    note(OP, "2 GiB", "copy", "torch", bandwidth / 1e9, "TB/s")
+    attempt([functools.partial(measure_case, note, bandwidth, case) for case in CASES])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"default {RESULTS}")
@@ -186,17 +194,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no CUDA device: the kernels run on a GPU")
     torch.manual_seed(0)
-    rows: list[dict[str, Any]] = []
-
-    def note(op: str, shape: str, what: str, method: str, value: float, unit: str) -> None:
-        rows.append({"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit})
-        print(f"{op:<17} {shape:<32} {what:<18} {method:<14} {value:>10.4g} {unit}", flush=True)
-
-    bandwidth = copying()
-    note(OP, "2 GiB", "copy", "torch", bandwidth / 1e9, "TB/s")
-    attempt([functools.partial(measure_case, note, bandwidth, case) for case in CASES])
-    append(rows, machine(), given.out)
-    print(f"rows appended to {given.out}")
+    recorded(measure, given.out)
 
 
 if __name__ == "__main__":

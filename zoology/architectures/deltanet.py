@@ -29,8 +29,36 @@ class DeltaNetState(NamedTuple):
     conv_inputs: Tensor
 
 
+class DeltaMixer(Mixer):
+    """What DeltaNet and Gated DeltaNet share: the state, and that a piece is run by `_run`."""
+
+    num_heads: int
+    head_k_dim: int
+    head_v_dim: int
+    conv_size: int
+    o_proj: nn.Linear
+
+    def init_state(self, batch_size: int) -> DeltaNetState:
+        wide = torch.promote_types(self.o_proj.weight.dtype, torch.float32)
+        width = self.num_heads * (2 * self.head_k_dim + self.head_v_dim)
+        return DeltaNetState(
+            self.zeros(batch_size, self.num_heads, self.head_k_dim, self.head_v_dim, dtype=wide),
+            self.zeros(batch_size, self.conv_size - 1, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, None, None)[0]
+
+    def prefill(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
+        return self._run(x, state.memory, state.conv_inputs)
+
+    def _run(self, x: Tensor, memory: Tensor | None, inputs: Tensor | None) -> tuple[Tensor, DeltaNetState]:
+        """A piece, x (B, T, d_model), after this memory and these inputs of the convolutions; None at the beginning."""
+        raise NotImplementedError
+
+
 @register_mixer("deltanet")
-class DeltaNet(Mixer):
+class DeltaNet(DeltaMixer):
     """DeltaNet, as the layer `DeltaNet` of flash-linear-attention, whose weights load as they are.
 
         S_t = S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,    o_t = S_t q_t,    beta_t = sigmoid(W_b x_t)
@@ -81,20 +109,6 @@ class DeltaNet(Mixer):
             self.v_conv1d = DepthwiseConv(value_dim, config.conv_size, bias=False)
         self.o_norm = RMSNorm(self.head_v_dim)
         self.o_proj = nn.Linear(value_dim, d_model, bias=False)
-
-    def init_state(self, batch_size: int) -> DeltaNetState:
-        wide = torch.promote_types(self.o_proj.weight.dtype, torch.float32)
-        width = self.num_heads * (2 * self.head_k_dim + self.head_v_dim)
-        return DeltaNetState(
-            self.zeros(batch_size, self.num_heads, self.head_k_dim, self.head_v_dim, dtype=wide),
-            self.zeros(batch_size, self.conv_size - 1, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, None, None)[0]
-
-    def prefill(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
-        return self._run(x, state.memory, state.conv_inputs)
 
     def _run(self, x: Tensor, memory: Tensor | None, inputs: Tensor | None) -> tuple[Tensor, DeltaNetState]:
         qkv, beta = self._project(x)

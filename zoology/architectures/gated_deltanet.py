@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoology.architectures.base import Mixer, register_mixer
+from zoology.architectures.base import register_mixer
 from zoology.architectures.config import MixerConfig, dial
 from zoology.architectures.deltanet import (
+    DeltaMixer,
     DeltaNetState,
     convolutions,
     heads_of,
@@ -26,7 +27,7 @@ A_MAX = 16.0
 
 
 @register_mixer("gated-deltanet")
-class GatedDeltaNet(Mixer):
+class GatedDeltaNet(DeltaMixer):
     """Gated DeltaNet, as the layer `GatedDeltaNet` of flash-linear-attention, whose weights load as they are.
 
         S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T,    o_t = S_t q_t,
@@ -87,20 +88,6 @@ class GatedDeltaNet(Mixer):
         self.g_proj = nn.Linear(d_model, value_dim, bias=False)
         self.o_norm = RMSNorm(self.head_v_dim)
         self.o_proj = nn.Linear(value_dim, d_model, bias=False)
-
-    def init_state(self, batch_size: int) -> DeltaNetState:
-        wide = torch.promote_types(self.o_proj.weight.dtype, torch.float32)
-        width = self.num_heads * (2 * self.head_k_dim + self.head_v_dim)
-        return DeltaNetState(
-            self.zeros(batch_size, self.num_heads, self.head_k_dim, self.head_v_dim, dtype=wide),
-            self.zeros(batch_size, self.conv_size - 1, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, None, None)[0]
-
-    def prefill(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
-        return self._run(x, state.memory, state.conv_inputs)
 
     def _run(self, x: Tensor, memory: Tensor | None, inputs: Tensor | None) -> tuple[Tensor, DeltaNetState]:
         qkv, gate, beta, log_decay = self._project(x)

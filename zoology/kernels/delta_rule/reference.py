@@ -14,6 +14,8 @@ Letters: B batch, T time, H heads, dk width of q and k, dv width of v, C chunk.
 import torch
 from torch import Tensor
 
+from zoology.kernels.chunks import over_chunks
+
 
 def delta_rule(
     q: Tensor,
@@ -55,23 +57,10 @@ def delta_rule(
         chunk_size = 16 if q.shape[-1] <= 16 and not q.is_cuda else 64
     if chunk_size < 1:
         raise ValueError(f"chunk_size = {chunk_size}: must be at least 1")
-    batch, time, heads, dk = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     given = (q, k, v, beta) if log_decay is None else (q, k, v, beta, log_decay)
     inputs = tuple(x.to(wide).transpose(1, 2) for x in given)  # (B, H, T, ...)
-    s = None if state is None else state.to(wide)
-    whole = time - time % chunk_size
-    outputs = []
-    for start, stop in ((0, whole), (whole, time)):
-        if stop > start:
-            chunks = (x[:, :, start:stop].unflatten(2, (-1, min(chunk_size, stop - start))) for x in inputs)
-            o, s = _chunked(s, *chunks)
-            outputs.append(o)
-    if not outputs:
-        outputs = [inputs[2]]
-        s = s if s is not None else inputs[1].new_zeros(batch, heads, dk, v.shape[-1])
-    assert s is not None
-    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    o, s = over_chunks(_chunked, None if state is None else state.to(wide), inputs, chunk_size)
     return o.transpose(1, 2).to(v.dtype), s
 
 

@@ -10,6 +10,8 @@ Letters: B batch, T time, H heads, dk width of q, k, a, b and the decay, dv widt
 import torch
 from torch import Tensor
 
+from zoology.kernels.chunks import over_chunks
+
 LARGEST_EXPONENT = 80.0
 """exp(80) = 5.5e34, which float32 and bfloat16 hold, with room for the products."""
 
@@ -59,22 +61,9 @@ def dplr(
         raise ValueError(
             f"chunk_size = {chunk_size}: must be at least 1, and times -floor = {-floor} at most {LARGEST_EXPONENT:g}"
         )
-    batch, time, heads, dk = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     inputs = tuple(x.to(wide).transpose(1, 2) for x in (q, k, v, a, b, log_decay))  # (B, H, T, ...)
-    s = None if state is None else state.to(wide)
-    whole = time - time % chunk_size
-    outputs = []
-    for start, stop in ((0, whole), (whole, time)):
-        if stop > start:
-            chunks = (x[:, :, start:stop].unflatten(2, (-1, min(chunk_size, stop - start))) for x in inputs)
-            o, s = _chunked(s, *chunks)
-            outputs.append(o)
-    if not outputs:
-        outputs = [inputs[2]]
-        s = s if s is not None else inputs[1].new_zeros(batch, heads, dk, v.shape[-1])
-    assert s is not None
-    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    o, s = over_chunks(_chunked, None if state is None else state.to(wide), inputs, chunk_size)
     return o.transpose(1, 2).to(v.dtype), s
 
 
