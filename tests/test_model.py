@@ -158,7 +158,7 @@ def test_weights_begin_as_they_should(init, std):
         out = std / math.sqrt(2 * 3) if init == "papers" else std
         assert block.mixer.out_proj.weight.std().item() == pytest.approx(out, rel=0.02)
     assert model.blocks[1].mixer.gate.weight.std().item() == pytest.approx(std, rel=0.02)
-    assert not model.blocks[1].mixer.gate.bias.any()
+    assert (model.blocks[1].mixer.gate.bias == (init == "fan-in")).all()
     assert model.embedding.weight.std().item() == pytest.approx(std, rel=0.05)
     assert not torch.equal(model.blocks[0].mixer.q_proj.weight, model.blocks[2].mixer.q_proj.weight)
 

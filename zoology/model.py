@@ -175,7 +175,9 @@ def init_weights(module: nn.Module, num_layers: int, init: str) -> None:
 
     "papers": N(0, 0.02), and a linear map called `out_proj`, which adds to the residual stream, divided by
     sqrt(2 num_layers). "fan-in": linear maps have variance 1 / in_features and embeddings 1 / d_model, so that signals
-    keep their size at any width; small models leave the plateau of recall several times earlier.
+    keep their size at any width, and gates that multiply as they are (`parameter._open_gate = True` on their bias)
+    begin at 1; small models leave the plateau of recall several times earlier. A gate around 0 has a sign that the
+    token chooses: what a convolution brings from the token before would arrive with that sign.
 
     A mixer keeps its own initial value of a parameter by setting `parameter._no_reinit = True` on it.
     """
@@ -184,7 +186,7 @@ def init_weights(module: nn.Module, num_layers: int, init: str) -> None:
         if not getattr(module.weight, "_no_reinit", False):
             nn.init.normal_(module.weight, std=PAPERS_STD if papers else module.in_features**-0.5)
         if module.bias is not None and not getattr(module.bias, "_no_reinit", False):
-            nn.init.zeros_(module.bias)
+            nn.init.constant_(module.bias, 1.0 if not papers and getattr(module.bias, "_open_gate", False) else 0.0)
     elif isinstance(module, nn.Embedding) and not getattr(module.weight, "_no_reinit", False):
         nn.init.normal_(module.weight, std=PAPERS_STD if papers else module.embedding_dim**-0.5)
     for name, child in module.named_children() if papers else ():

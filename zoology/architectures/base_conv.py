@@ -50,6 +50,7 @@ class BaseConv(Mixer):
         check_odd(config.emb_dim)
         self.d_model, self.l_max = d_model, config.l_max
         self.projection = nn.Linear(d_model, d_model)
+        self.projection.bias._open_gate = True  # type: ignore[assignment]
         self.conv = (
             ImplicitFilter(d_model, config.l_max, config.filter_order, config.emb_dim, config.w)
             if config.filter == "implicit"

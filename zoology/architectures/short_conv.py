@@ -35,6 +35,7 @@ class ShortConv(Mixer):
         super().__init__()
         self.kernel_size = config.kernel_size
         self.gate = nn.Linear(d_model, d_model)
+        self.gate.bias._open_gate = True  # type: ignore[assignment]
         bound = config.kernel_size**-0.5  # the range of a depthwise nn.Conv1d, which the papers start from
         self.conv_weight = nn.Parameter(torch.empty(d_model, config.kernel_size).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(d_model).uniform_(-bound, bound))
