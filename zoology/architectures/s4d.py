@@ -35,7 +35,7 @@ class S4D(Mixer):
     little on its own. Weights of the public code load as they are; it sees to the rest of its block (dropout, a norm
     after the residual) elsewhere.
 
-    Source: S4D, arXiv:2206.11893 (the zero-order hold; S4D-Lin, S4D-Inv, S4D-LegS)
+    Source: S4D, arXiv:2206.11893 (the zero-order hold, and the starts S4D-Lin, S4D-Inv, S4D-LegS)
 
     Letters: u the layer's input, D (the width) d_model, N d_state, of which conjugate pairs keep one half; dt the step
     size, D (the parameter) the skip.
