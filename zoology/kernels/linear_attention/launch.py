@@ -61,7 +61,7 @@ def output_blocks(length: int, f: int, dv: int, dtype: torch.dtype, decayed: boo
     if dtype == torch.float32:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 128 else 16, 4, 1)
     cols = 64 if f <= 128 and not decayed else 32
-    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, 2 if f <= 128 else 1)
+    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, 3 if f <= 64 else 2 if f <= 128 else 1)
 
 
 def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
@@ -70,7 +70,7 @@ def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
     if f > 128:
         return Blocks(min(32, padded(length)), min(32, padded(length)), 4, 1)
-    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2)
+    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2, 128 if max(f, dv) <= 64 else None)
 
 
 def whole_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks | None:
@@ -86,7 +86,9 @@ def state_blocks(nf: int, dv: int, dtype: torch.dtype) -> Blocks:
     """Tokens at a time (rows), features of a program (cols)."""
     if dtype == torch.float32:
         return Blocks(16, 32 if nf > 16 else 16, 4, 1)
-    return Blocks(64, min(32, padded(nf)), 4, 2)
+    if nf > 64 and dv <= 64:
+        return Blocks(64, 64, 4, 2, 168)
+    return Blocks(64, min(32, padded(nf)), 4, 3 if dv <= 64 else 2)
 
 
 def feature_tile(nf: int) -> int:
