@@ -166,14 +166,14 @@ def test_both_ways_to_the_gradients_agree():
     """One program for a short chunk, or one for its queries and one for its keys, whatever their blocks."""
     q, k, v, g = (x.detach() for x in inputs(2, 30, 2, 5, 7, decay="token"))
     options = launch.Options(True, True, 1e-6, 30)
-    o, den, *_ = launch.launch_forward(q, k, v, g, None, None, options, False)
+    o, den, _, _ = launch.launch_forward(q, k, v, g, None, None, options, False)
     size = (30, 5, 7, torch.float32)
     assert launch.whole_blocks(*size) is not None
     ways = [(launch.whole_blocks(*size), None, None)]
     for rows, cols in ((16, 32), (32, 16), (16, 16)):
         ways.append((None, *[launch.Blocks(rows, cols, 4, 1)] * 2))
     none = (None, None)
-    got = [launch.launch_backward(v, q, k, v, g, *none, o, den, *none, options, way)[:4] for way in ways]
+    got = [launch.launch_backward(v, q, k, v, g, *none, o, den, None, *none, options, way)[:4] for way in ways]
     for other in got[1:]:
         near(other, got[0])
 
@@ -262,8 +262,8 @@ def test_vmap_of_the_gradient_is_a_loop(dim):
 
     def gradients(q, k, v, g):
         none = (None, None)
-        o, den, *_ = triton.forward(q, k, v, g, *none, *options, False)
-        return triton.backward(v, q, k, v, g, *none, o, den, *none, *options)[:4]
+        o, den, _, _, *past = triton.forward(q, k, v, g, *none, *options, False, True)
+        return triton.backward(v, q, k, v, g, *none, o, den, *past, *none, *options)[:4]
 
     got = torch.func.vmap(gradients, in_dims=(0, 0, 0, dim))(q, k, v, g)
     loop = [gradients(q[i], k[i], v[i], g if dim is None else g[i]) for i in range(3)]
@@ -297,10 +297,10 @@ def test_the_ops_hold_what_torch_asks_of_them(decay, carries):
     state = [torch.zeros(1, 1, 15, 5), torch.zeros(1, 1, 15)] if carries else [None, None]
     options = (True, True, 1e-6, 4)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton.forward, (*given, *state, *options, carries), test_utils=checks)
+    torch.library.opcheck(triton.forward, (*given, *state, *options, carries, True), test_utils=checks)
     plain = [x if x is None else x.detach() for x in given]
-    o, den, *_ = triton.forward(*plain, *state, *options, carries)
-    torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, *state, o, den, *state, *options))
+    o, den, _, _, *past = triton.forward(*plain, *state, *options, carries, True)
+    torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, *state, o, den, *past, *state, *options))
 
 
 @pytest.mark.parametrize(

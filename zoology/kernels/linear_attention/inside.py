@@ -18,8 +18,16 @@ Letters: B batch, T time, H heads, N chunks, f width of q and k (F, padded FW), 
 import triton
 import triton.language as tl
 
-from zoology.kernels.linear_attention.between import by_features, features
+from zoology.kernels.linear_attention.monomials import by_firsts, by_seconds, firsts, seconds
 from zoology.kernels.linear_attention.tiles import decay, place, put, slope, tile, weight
+
+
+@triton.jit
+def last_row(states, to, there, KEPT: tl.constexpr, V: tl.constexpr, VW: tl.constexpr):
+    """What a state has for the constant feature, in float32: (VW,)."""
+    columns = tl.arange(0, VW)
+    row = tl.load(states + (to * KEPT + KEPT - 1) * V + columns, mask=columns < tl.where(there, V, 0), other=0.0)
+    return row.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
@@ -27,7 +35,7 @@ def output_kernel(
     q, k, v, near, rest, states, states_z, o, den, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    NF: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
+    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, h, n, length, block = place(T, H, chunk, ROWS)
@@ -50,22 +58,31 @@ def output_kernel(
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VW], tl.float32)
     if PAST:
-        at = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
-        for start in range(0, tl.where((n > 0) | START, NF, 0), FT):
+        to = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
+        seen = n >= (0 if START else 1)
+        c = tl.arange(0, FT)
+        a = firsts(query, c, F, FW, PERIOD, TAYLOR)
+        for start in range(0, tl.where(seen, KEPT - 1 if TAYLOR else KEPT, 0), FT):
             c = start + tl.arange(0, FT)
-            phi = features(query, start, F, FW, FT, TAYLOR)
-            kv = tile(states + at * NF * V, c, V, NF, V, VW)
+            if TAYLOR and FT < PERIOD:
+                a = firsts(query, c, F, FW, PERIOD, TAYLOR)
+            phi = a * seconds(query, c, F, FW, PERIOD) if TAYLOR else a
+            kv = tile(states + to * KEPT * V, c, V, KEPT, V, VW)
             acc = tl.dot(phi.to(NARROW), kv, acc, input_precision=PRECISION)
             if NORMALISE:
-                total += tl.sum(phi * tl.load(states_z + at * NF + c, mask=c < NF, other=0.0)[None, :], 1)
+                total += tl.sum(phi * tl.load(states_z + to * KEPT + c, mask=c < KEPT, other=0.0)[None, :], 1)
+        if TAYLOR:
+            acc += last_row(states, to, seen, KEPT, V, VW)[None, :]
+            if NORMALISE:
+                total += tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
         if DECAY:
             fade = tl.exp2(near_row + rest_row)
             acc *= fade[:, None]
             total *= fade
     for start in range(0, tl.minimum(first + ROWS, length), COLS):
         past = start + cols
-        s = tl.dot(query, tl.trans(tile(k, past, skt, length, F, FW)), input_precision="ieee") * scale
-        w = tl.where(rows[:, None] >= past[None, :], weight(s, TAYLOR), 0.0)
+        s = tl.dot(query, tl.trans(tile(k, past, skt, length, F, FW)), input_precision="ieee")
+        w = tl.where(rows[:, None] >= past[None, :], weight(s, scale, TAYLOR), 0.0)
         if DECAY:
             near_col = tl.load(near + past, mask=past < length, other=0.0)
             rest_col = tl.load(rest + past, mask=past < length, other=0.0)
@@ -84,7 +101,7 @@ def query_gradient_kernel(
     q, k, v, near, rest, states, states_z, o, den, do, dq, delta, across, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    NF: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
+    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq; delta_t = do_t . o_t, which the other kernel reads; and `across`, the rows' sums of W dW."""
@@ -117,21 +134,44 @@ def query_gradient_kernel(
     acc = tl.zeros([ROWS, FW], tl.float32)
     if PAST:
         to = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
-        for start in range(0, tl.where((n > 0) | START, NF, 0), FT):
+        c = tl.arange(0, FT)
+        a = firsts(query, c, F, FW, PERIOD, TAYLOR)
+        by_first = tl.zeros([ROWS, FT], tl.float32)
+        for start in range(0, tl.where((n > 0) | START, KEPT - 1 if TAYLOR else KEPT, 0), FT):
             c = start + tl.arange(0, FT)
-            kv = tile(states + to * NF * V, c, V, NF, V, VW)
+            kv = tile(states + to * KEPT * V, c, V, KEPT, V, VW)
             grad = tl.dot(above.to(NARROW), tl.trans(kv), input_precision=PRECISION)
             if NORMALISE:
-                z = tl.load(states_z + to * NF + c, mask=c < NF, other=0.0)
+                z = tl.load(states_z + to * KEPT + c, mask=c < KEPT, other=0.0)
                 grad = (grad - pull[:, None] * z[None, :]) * share[:, None]
             if DECAY:
                 grad *= tl.exp2(near_row + rest_row)[:, None]
-                sums += tl.sum(grad * features(query, start, F, FW, FT, TAYLOR), 1)
-            acc += by_features(grad, query, start, F, FW, FT, TAYLOR, NARROW, PRECISION)
+            if TAYLOR:
+                if FT < PERIOD:
+                    a = firsts(query, c, F, FW, PERIOD, TAYLOR)
+                by_a = grad * seconds(query, c, F, FW, PERIOD)
+                acc = by_seconds(grad * a, acc, c, F, FW, PERIOD, NARROW, PRECISION)
+                if FT < PERIOD:
+                    acc = by_firsts(by_a, acc, c, F, FW, PERIOD, NARROW, PRECISION)
+                else:
+                    by_first += by_a
+            else:
+                by_a = grad
+                acc += grad
+            if DECAY:
+                sums += tl.sum(by_a * a, 1)
+        if TAYLOR and FT >= PERIOD:
+            acc = by_firsts(by_first, acc, tl.arange(0, FT), F, FW, PERIOD, NARROW, PRECISION)
+        if TAYLOR and DECAY:
+            seen = n >= (0 if START else 1)
+            own = tl.sum(above.to(tl.float32) * last_row(states, to, seen, KEPT, V, VW)[None, :], 1)
+            if NORMALISE:
+                own = (own - pull * tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)) * share
+            sums += own * tl.exp2(near_row + rest_row)
     for start in range(0, tl.minimum(first + ROWS, length), COLS):
         past = start + cols
         key = tile(k, past, skt, length, F, FW)
-        s = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        s = tl.dot(query, tl.trans(key), input_precision="ieee")
         dw = tl.dot(above, tl.trans(tile(v, past, svt, length, V, VW)), input_precision="ieee")
         if NORMALISE:
             dw = (dw - pull[:, None]) * share[:, None]
@@ -141,7 +181,7 @@ def query_gradient_kernel(
             rest_col = tl.load(rest + past, mask=past < length, other=0.0)
             dw *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
             # A token's own weight has no decay: it would be added here and taken off again.
-            sums += tl.sum(tl.where(rows[:, None] > past[None, :], dw * weight(s, TAYLOR), 0.0), 1)
+            sums += tl.sum(tl.where(rows[:, None] > past[None, :], dw * weight(s, scale, TAYLOR), 0.0), 1)
         ds = dw * slope(s, scale, TAYLOR)
         acc = tl.dot(ds.to(NARROW), key.to(NARROW), acc, input_precision=PRECISION)
     put(dq, acc, rows, H * F, length, F, FW)
@@ -154,7 +194,7 @@ def key_gradient_kernel(
     q, k, v, near, rest, states, states_z, den, do, dk, dv, delta, down, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    NF: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr, TAYLOR: tl.constexpr,
+    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr, TAYLOR: tl.constexpr,
     NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv, and `down`, the columns' sums of W dW. A program's rows are keys here, its columns later queries."""
@@ -187,26 +227,55 @@ def key_gradient_kernel(
         if DECAY:
             near_end, rest_end = tl.load(near + length - 1), tl.load(rest + length - 1)
             fade = decay(near_end, rest_end, near_row, rest_row)
-        for start in range(0, tl.where((n < chunks - 1) | END, NF, 0), FT):
+        seen = n < (chunks if END else chunks - 1)
+        c = tl.arange(0, FT)
+        a = firsts(key, c, F, FW, PERIOD, TAYLOR)
+        by_first = tl.zeros([ROWS, FT], tl.float32)
+        for start in range(0, tl.where(seen, KEPT - 1 if TAYLOR else KEPT, 0), FT):
             c = start + tl.arange(0, FT)
-            kv = tile(states + to * NF * V, c, V, NF, V, VW)
-            phi = features(key, start, F, FW, FT, TAYLOR)
+            kv = tile(states + to * KEPT * V, c, V, KEPT, V, VW)
             grad = tl.dot(value.to(NARROW), tl.trans(kv), input_precision=PRECISION)
             if NORMALISE:
-                grad += tl.load(states_z + to * NF + c, mask=c < NF, other=0.0)[None, :]
+                grad += tl.load(states_z + to * KEPT + c, mask=c < KEPT, other=0.0)[None, :]
+            if TAYLOR:
+                if FT < PERIOD:
+                    a = firsts(key, c, F, FW, PERIOD, TAYLOR)
+                other = seconds(key, c, F, FW, PERIOD)
+                phi = a * other
+            else:
+                phi = a
             if DECAY:
-                phi *= fade[:, None]
-                sums += tl.sum(grad * phi, 1)
                 grad *= fade[:, None]
+                sums += tl.sum(grad * phi, 1)
+                phi *= fade[:, None]
             by_value = tl.dot(phi.to(NARROW), kv, by_value, input_precision=PRECISION)
-            by_key += by_features(grad, key, start, F, FW, FT, TAYLOR, NARROW, PRECISION)
+            if TAYLOR:
+                by_key = by_seconds(grad * a, by_key, c, F, FW, PERIOD, NARROW, PRECISION)
+                if FT < PERIOD:
+                    by_key = by_firsts(grad * other, by_key, c, F, FW, PERIOD, NARROW, PRECISION)
+                else:
+                    by_first += grad * other
+            else:
+                by_key += grad
+        if TAYLOR:
+            if FT >= PERIOD:
+                by_key = by_firsts(by_first, by_key, tl.arange(0, FT), F, FW, PERIOD, NARROW, PRECISION)
+            one = last_row(states, to, seen, KEPT, V, VW)
+            if DECAY:
+                own = tl.sum(value.to(tl.float32) * one[None, :], 1)
+                if NORMALISE:
+                    own += tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
+                sums += own * fade
+                by_value += fade[:, None] * one[None, :]
+            else:
+                by_value += one[None, :]
     for start in range(first // COLS * COLS, length, COLS):
         later = start + cols
         query = tile(q, later, sqt, length, F, FW)
         above = tile(do, later, H * V, length, V, VW)
-        s = tl.dot(key, tl.trans(query), input_precision="ieee") * scale
+        s = tl.dot(key, tl.trans(query), input_precision="ieee")
         dw = tl.dot(value, tl.trans(above), input_precision="ieee")
-        w = tl.where((later[None, :] >= rows[:, None]) & (later < length)[None, :], weight(s, TAYLOR), 0.0)
+        w = tl.where((later[None, :] >= rows[:, None]) & (later < length)[None, :], weight(s, scale, TAYLOR), 0.0)
         if NORMALISE:
             share = 1.0 / (tl.load(den + at + later, mask=later < length, other=1.0) + eps)
             pull = tl.load(delta + at + later, mask=later < length, other=0.0)
@@ -219,7 +288,7 @@ def key_gradient_kernel(
             d = decay(near_col[None, :], rest_col[None, :], near_row[:, None], rest_row[:, None])
             w *= d
             dw *= d
-            sums += tl.sum(tl.where(later[None, :] > rows[:, None], dw * weight(s, TAYLOR), 0.0), 1)
+            sums += tl.sum(tl.where(later[None, :] > rows[:, None], dw * weight(s, scale, TAYLOR), 0.0), 1)
         by_value = tl.dot(w.to(NARROW), above.to(NARROW), by_value, input_precision=PRECISION)
         ds = dw * slope(s, scale, TAYLOR)
         by_key = tl.dot(ds.to(NARROW), query.to(NARROW), by_key, input_precision=PRECISION)
@@ -250,10 +319,10 @@ def gradient_kernel(
     key = tile(k + b * skb + h * skh + begin * skt, rows, skt, length, F, FW)
     value = tile(v + b * svb + h * svh + begin * svt, rows, svt, length, V, VW)
     above = tile(do + at * V, rows, H * V, length, V, VW)
-    s = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    s = tl.dot(query, tl.trans(key), input_precision="ieee")
     dw = tl.dot(above, tl.trans(value), input_precision="ieee")
     causal = rows[:, None] >= rows[None, :]
-    w = tl.where(causal, weight(s, TAYLOR), 0.0)
+    w = tl.where(causal, weight(s, scale, TAYLOR), 0.0)
     if DECAY:
         g = tl.load(near + rows, mask=rows < length, other=0.0)
         r = tl.load(rest + rows, mask=rows < length, other=0.0)
@@ -268,7 +337,7 @@ def gradient_kernel(
     dw = tl.where(causal, dw, 0.0)
     if DECAY:
         dw *= d
-        both = tl.where(rows[:, None] > rows[None, :], dw * weight(s, TAYLOR), 0.0)
+        both = tl.where(rows[:, None] > rows[None, :], dw * weight(s, scale, TAYLOR), 0.0)
         tl.store(across + (b * H + h) * T + begin + rows, tl.sum(both, 1) - tl.sum(both, 0), mask=rows < length)
     ds = (dw * slope(s, scale, TAYLOR)).to(NARROW)
     put(dq + at * F, tl.dot(ds, key.to(NARROW), input_precision=PRECISION), rows, H * F, length, F, FW)

@@ -31,10 +31,10 @@ def put(base, x, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr
 
 
 @triton.jit
-def weight(s, TAYLOR: tl.constexpr):
-    """w of the (scaled) score."""
+def weight(s, scale, TAYLOR: tl.constexpr):
+    """w of the score, which is scaled here."""
     if TAYLOR:
-        return 0.5 * (1.0 + s) * (1.0 + s) + 0.5
+        return s * (s * (0.5 * scale * scale) + scale) + 1.0
     return s
 
 
@@ -42,7 +42,7 @@ def weight(s, TAYLOR: tl.constexpr):
 def slope(s, scale, TAYLOR: tl.constexpr):
     """The derivative of w by the score before it is scaled."""
     if TAYLOR:
-        return (1.0 + s) * scale
+        return s * (scale * scale) + scale
     return tl.full(s.shape, 1.0, tl.float32)
 
 
