@@ -54,11 +54,10 @@ def states_kernel(
     rest += (b // repeat * H + h) * T
     kv = tl.zeros([FT, VW], tl.float32)
     z = tl.zeros([FT], tl.float32)
-    if START:
-        if segment == (segments - 1 if REVERSE else 0):
-            kv = tile(start + row * NF * V, at, V, NF, V, VW) / w[:, None]
-            if NORMALISE:
-                z = tl.load(start_z + row * NF + at, mask=at < NF, other=0.0) / w
+    if START and segment == (segments - 1 if REVERSE else 0):
+        kv = tile(start + row * NF * V, at, V, NF, V, VW) / w[:, None]
+        if NORMALISE:
+            z = tl.load(start_z + row * NF + at, mask=at < NF, other=0.0) / w
     fade = 1.0
     count = tl.minimum(per, chunks - segment * per)
     for index in range(0, count):
@@ -102,17 +101,16 @@ def states_kernel(
         if TAYLOR and NORMALISE and not DECAY and not REVERSE:
             # Tokens beyond the last have a constant feature too, which nothing has masked.
             z -= tl.where(c == KEPT - 1, tl.cdiv(stop, ROWS) * ROWS - stop, 0).to(tl.float32)
-    if END:
-        if segment == (0 if REVERSE else segments - 1):
-            if not REVERSE:
-                to = row * (chunks + 1) + chunks
-                put(states + to * KEPT * V, kv * (w * w)[:, None], c, V, KEPT, V, VW)
-                if NORMALISE:
-                    tl.store(states_z + to * KEPT + c, z * w * w, mask=c < KEPT)
-            if not SPLIT:
-                put(end + row * NF * V, kv * w[:, None], at, V, NF, V, VW)
-                if NORMALISE:
-                    tl.store(end_z + row * NF + at, z * w, mask=at < NF)
+    if END and segment == (0 if REVERSE else segments - 1):
+        if not REVERSE:
+            to = row * (chunks + 1) + chunks
+            put(states + to * KEPT * V, kv * (w * w)[:, None], c, V, KEPT, V, VW)
+            if NORMALISE:
+                tl.store(states_z + to * KEPT + c, z * w * w, mask=c < KEPT)
+        if not SPLIT:
+            put(end + row * NF * V, kv * w[:, None], at, V, NF, V, VW)
+            if NORMALISE:
+                tl.store(end_z + row * NF + at, z * w, mask=at < NF)
     if SPLIT:
         to = row * segments + segment
         put(sums + to * KEPT * V, kv, c, V, KEPT, V, VW)
@@ -228,7 +226,7 @@ def decay_gradient_kernel(
         both = tl.zeros([FT], tl.float32)
         for start in range(0, tl.where((n < chunks - 1) | END, KEPT, 0), FT):
             c = start + tl.arange(0, FT)
-            _, w = public(c, F, PERIOD, TAYLOR)
+            w = public(c, F, PERIOD, TAYLOR)[1]
             pairs = tile(past + after * KEPT * V, c, V, KEPT, V, VW).to(tl.float32)
             pairs = tl.sum(pairs * tile(future + own * KEPT * V, c, V, KEPT, V, VW).to(tl.float32), 1)
             if NORMALISE:

@@ -35,8 +35,8 @@ def output_kernel(
     q, k, v, near, rest, states, states_z, o, den, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
-    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr,
+    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, h, n, length, block = place(T, H, chunk, ROWS)
     first = block * ROWS
@@ -101,8 +101,8 @@ def query_gradient_kernel(
     q, k, v, near, rest, states, states_z, o, den, do, dq, delta, across, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr, TAYLOR: tl.constexpr,
-    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr,
+    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq; delta_t = do_t . o_t, which the other kernel reads; and `across`, the rows' sums of W dW."""
     b, h, n, length, block = place(T, H, chunk, ROWS)
@@ -194,8 +194,8 @@ def key_gradient_kernel(
     q, k, v, near, rest, states, states_z, den, do, dk, dv, delta, down, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr, TAYLOR: tl.constexpr,
-    NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
+    PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr,
+    TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv, and `down`, the columns' sums of W dW. A program's rows are keys here, its columns later queries."""
     b, h, n, length, block = place(T, H, chunk, ROWS)

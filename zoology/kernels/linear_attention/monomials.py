@@ -67,7 +67,7 @@ def pick(i, FW: tl.constexpr, dtype: tl.constexpr):
 def firsts(x, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, TAYLOR: tl.constexpr):
     """x_i of features c but the constant, in float32: (ROWS, FT). Without a map, x."""
     if TAYLOR:
-        i, j = factors(c, F, PERIOD)
+        i = factors(c, F, PERIOD)[0]
         a = tl.dot(x, pick(i, FW, x.dtype), input_precision="ieee")
     else:
         a = x.to(tl.float32)
@@ -87,7 +87,7 @@ def by_firsts(
     grad, out, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr
 ):
     """out (ROWS, FW), and for each feature the gradient (ROWS, FT) of its x_i."""
-    i, j = factors(c, F, PERIOD)
+    i = factors(c, F, PERIOD)[0]
     return tl.dot(grad.to(NARROW), tl.trans(pick(i, FW, NARROW)), out, input_precision=PRECISION)
 
 
@@ -96,7 +96,7 @@ def by_seconds(
     grad, out, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr
 ):
     """out (ROWS, FW), and for each feature the gradient (ROWS, FT) of its x_j."""
-    i, j = factors(c, F, PERIOD)
+    j = factors(c, F, PERIOD)[1]
     return tl.dot(grad.to(NARROW), tl.trans(pick(j, FW, NARROW)), out, input_precision=PRECISION)
 
 
