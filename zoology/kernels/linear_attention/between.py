@@ -26,8 +26,8 @@ def faded(near, rest, length):
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat", "per", "segments"])
 def states_kernel(
-    x, y, near, rest, den, delta, start, start_z, sums, sums_z, fades, states, states_z, end, end_z,
-    T, H, chunk, repeat, sxb, sxt, sxh, syb, syt, syh, eps, per, segments,
+    x, y, near, rest, share, delta, start, start_z, sums, sums_z, fades, states, states_z, end, end_z,
+    T, H, chunk, repeat, sxb, sxt, sxh, syb, syt, syh, per, segments,
     F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, KEPT: tl.constexpr, NF: tl.constexpr, FT: tl.constexpr,
     V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, TAYLOR: tl.constexpr, NORMALISE: tl.constexpr,
     DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr, REVERSE: tl.constexpr, SPLIT: tl.constexpr,
@@ -85,19 +85,18 @@ def states_kernel(
                 near_at = tl.load(near + begin + token, mask=there, other=0.0)
                 rest_at = tl.load(rest + begin + token, mask=there, other=0.0)
                 if REVERSE:
-                    share = tl.exp2(near_at + rest_at)
+                    left = tl.exp2(near_at + rest_at)
                 else:
-                    share = tl.exp2(tl.minimum((near_end - near_at) + (rest_end - rest_at), 0.0))
-                phi *= tl.where(there, share, 0.0)[None, :]
-            if REVERSE and NORMALISE:
-                sum_at = tl.load(den + row * T + begin + token, mask=there, other=1.0)
-                phi *= tl.where(there, 1.0 / (sum_at + eps), 0.0)[None, :]
-            value = tile(y + begin * syt, token, syt, length, V, VW)
-            kv = tl.dot(phi.to(NARROW), value.to(NARROW), kv, input_precision=PRECISION)
+                    left = tl.exp2(tl.minimum((near_end - near_at) + (rest_end - rest_at), 0.0))
+                phi *= tl.where(there, left, 0.0)[None, :]
             if NORMALISE:
                 if REVERSE:
-                    phi *= -tl.load(delta + row * T + begin + token, mask=there, other=0.0)[None, :]
-                z += tl.sum(phi, 1)
+                    z -= tl.sum(phi * tl.load(delta + row * T + begin + token, mask=there, other=0.0)[None, :], 1)
+                    phi *= tl.load(share + row * T + begin + token, mask=there, other=0.0)[None, :]
+                else:
+                    z += tl.sum(phi, 1)
+            value = tile(y + begin * syt, token, syt, length, V, VW)
+            kv = tl.dot(phi.to(NARROW), value.to(NARROW), kv, input_precision=PRECISION)
         if TAYLOR and NORMALISE and not DECAY and not REVERSE:
             # Tokens beyond the last have a constant feature too, which nothing has masked.
             z -= tl.where(c == KEPT - 1, tl.cdiv(stop, ROWS) * ROWS - stop, 0).to(tl.float32)

@@ -32,7 +32,7 @@ def last_row(states, to, there, KEPT: tl.constexpr, V: tl.constexpr, VW: tl.cons
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def output_kernel(
-    q, k, v, near, rest, states, states_z, o, den, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, o, share, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr,
@@ -48,7 +48,7 @@ def output_kernel(
     k += b * skb + h * skh + begin * skt
     v += b * svb + h * svh + begin * svt
     o += ((b * T + begin) * H + h) * V
-    den += (b * H + h) * T + begin
+    share += (b * H + h) * T + begin
     near += (b // repeat * H + h) * T + begin
     rest += (b // repeat * H + h) * T + begin
     query = tile(q, rows, sqt, length, F, FW)
@@ -79,32 +79,37 @@ def output_kernel(
             fade = tl.exp2(near_row + rest_row)
             acc *= fade[:, None]
             total *= fade
-    for start in range(0, tl.minimum(first + ROWS, length), COLS):
-        past = start + cols
-        s = tl.dot(query, tl.trans(tile(k, past, skt, length, F, FW)), input_precision="ieee")
-        w = tl.where(rows[:, None] >= past[None, :], weight(s, scale, TAYLOR), 0.0)
-        if DECAY:
-            near_col = tl.load(near + past, mask=past < length, other=0.0)
-            rest_col = tl.load(rest + past, mask=past < length, other=0.0)
-            w *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
-        total += tl.sum(w, 1)
-        value = tile(v, past, svt, length, V, VW)
-        acc = tl.dot(w.to(NARROW), value.to(NARROW), acc, input_precision=PRECISION)
+    edge = first // COLS * COLS  # before it all columns are past for all rows
+    for MASKED in tl.static_range(2):
+        for start in range(edge if MASKED else 0, tl.minimum(first + ROWS, length) if MASKED else edge, COLS):
+            past = start + cols
+            s = tl.dot(query, tl.trans(tile(k, past, skt, length, F, FW)), input_precision="ieee")
+            w = weight(s, scale, TAYLOR)
+            if MASKED:
+                w = tl.where(rows[:, None] >= past[None, :], w, 0.0)
+            if DECAY:
+                near_col = tl.load(near + past, mask=past < length, other=0.0)
+                rest_col = tl.load(rest + past, mask=past < length, other=0.0)
+                w *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
+            total += tl.sum(w, 1)
+            value = tile(v, past, svt, length, V, VW)
+            acc = tl.dot(w.to(NARROW), value.to(NARROW), acc, input_precision=PRECISION)
     if NORMALISE:
-        acc = acc / (total + eps)[:, None]
-        tl.store(den + rows, total, mask=rows < length)
+        part = 1.0 / (total + eps)
+        acc *= part[:, None]
+        tl.store(share + rows, part, mask=rows < length)
     put(o, acc, rows, H * V, length, V, VW)
 
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def query_gradient_kernel(
-    q, k, v, near, rest, states, states_z, o, den, do, dq, delta, across, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, o, share, do, dq, delta, across, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr,
     TAYLOR: tl.constexpr, NORMALISE: tl.constexpr, DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq; delta_t = do_t . o_t, which the other kernel reads; and `across`, the rows' sums of W dW."""
+    """dq; delta_t = do_t . o_t / (D_t + eps), which other kernels read; and `across`, the rows' sums of W dW."""
     b, h, n, length, block = place(T, H, chunk, ROWS)
     first = block * ROWS
     if first >= length:
@@ -124,8 +129,8 @@ def query_gradient_kernel(
     above = tile(do, rows, H * V, length, V, VW)
     if NORMALISE:
         out = tile(o, rows, H * V, length, V, VW)
-        pull = tl.sum(above.to(tl.float32) * out.to(tl.float32), 1)
-        share = 1.0 / (tl.load(den + at + rows, mask=rows < length, other=1.0) + eps)
+        part = tl.load(share + at + rows, mask=rows < length, other=0.0)
+        pull = part * tl.sum(above.to(tl.float32) * out.to(tl.float32), 1)
         tl.store(delta + at + rows, pull, mask=rows < length)
     if DECAY:
         near_row = tl.load(near + rows, mask=rows < length, other=0.0)
@@ -143,7 +148,7 @@ def query_gradient_kernel(
             grad = tl.dot(above.to(NARROW), tl.trans(kv), input_precision=PRECISION)
             if NORMALISE:
                 z = tl.load(states_z + to * KEPT + c, mask=c < KEPT, other=0.0)
-                grad = (grad - pull[:, None] * z[None, :]) * share[:, None]
+                grad = grad * part[:, None] - pull[:, None] * z[None, :]
             if DECAY:
                 grad *= tl.exp2(near_row + rest_row)[:, None]
             if TAYLOR:
@@ -166,24 +171,30 @@ def query_gradient_kernel(
             seen = n >= (0 if START else 1)
             own = tl.sum(above.to(tl.float32) * last_row(states, to, seen, KEPT, V, VW)[None, :], 1)
             if NORMALISE:
-                own = (own - pull * tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)) * share
+                own = own * part - pull * tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
             sums += own * tl.exp2(near_row + rest_row)
-    for start in range(0, tl.minimum(first + ROWS, length), COLS):
-        past = start + cols
-        key = tile(k, past, skt, length, F, FW)
-        s = tl.dot(query, tl.trans(key), input_precision="ieee")
-        dw = tl.dot(above, tl.trans(tile(v, past, svt, length, V, VW)), input_precision="ieee")
-        if NORMALISE:
-            dw = (dw - pull[:, None]) * share[:, None]
-        dw = tl.where(rows[:, None] >= past[None, :], dw, 0.0)
-        if DECAY:
-            near_col = tl.load(near + past, mask=past < length, other=0.0)
-            rest_col = tl.load(rest + past, mask=past < length, other=0.0)
-            dw *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
-            # A token's own weight has no decay: it would be added here and taken off again.
-            sums += tl.sum(tl.where(rows[:, None] > past[None, :], dw * weight(s, scale, TAYLOR), 0.0), 1)
-        ds = dw * slope(s, scale, TAYLOR)
-        acc = tl.dot(ds.to(NARROW), key.to(NARROW), acc, input_precision=PRECISION)
+    edge = first // COLS * COLS  # before it all columns are past for all rows
+    for MASKED in tl.static_range(2):
+        for start in range(edge if MASKED else 0, tl.minimum(first + ROWS, length) if MASKED else edge, COLS):
+            past = start + cols
+            key = tile(k, past, skt, length, F, FW)
+            s = tl.dot(query, tl.trans(key), input_precision="ieee")
+            dw = tl.dot(above, tl.trans(tile(v, past, svt, length, V, VW)), input_precision="ieee")
+            if NORMALISE:
+                dw = dw * part[:, None] - pull[:, None]
+            if MASKED:
+                dw = tl.where(rows[:, None] >= past[None, :], dw, 0.0)
+            if DECAY:
+                near_col = tl.load(near + past, mask=past < length, other=0.0)
+                rest_col = tl.load(rest + past, mask=past < length, other=0.0)
+                dw *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
+                # A token's own weight has no decay: it would be added here and taken off again.
+                pairs = dw * weight(s, scale, TAYLOR)
+                if MASKED:
+                    pairs = tl.where(rows[:, None] > past[None, :], pairs, 0.0)
+                sums += tl.sum(pairs, 1)
+            ds = dw * slope(s, scale, TAYLOR)
+            acc = tl.dot(ds.to(NARROW), key.to(NARROW), acc, input_precision=PRECISION)
     put(dq, acc, rows, H * F, length, F, FW)
     if DECAY:
         tl.store(across + at + rows, sums, mask=rows < length)
@@ -191,7 +202,7 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def key_gradient_kernel(
-    q, k, v, near, rest, states, states_z, den, do, dk, dv, delta, down, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, share, do, dk, dv, delta, down, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr,
@@ -269,29 +280,38 @@ def key_gradient_kernel(
                 by_value += fade[:, None] * one[None, :]
             else:
                 by_value += one[None, :]
-    for start in range(first // COLS * COLS, length, COLS):
-        later = start + cols
-        query = tile(q, later, sqt, length, F, FW)
-        above = tile(do, later, H * V, length, V, VW)
-        s = tl.dot(key, tl.trans(query), input_precision="ieee")
-        dw = tl.dot(value, tl.trans(above), input_precision="ieee")
-        w = tl.where((later[None, :] >= rows[:, None]) & (later < length)[None, :], weight(s, scale, TAYLOR), 0.0)
-        if NORMALISE:
-            share = 1.0 / (tl.load(den + at + later, mask=later < length, other=1.0) + eps)
-            pull = tl.load(delta + at + later, mask=later < length, other=0.0)
-            w *= share[None, :]
-            dw = (dw - pull[None, :]) * share[None, :]
-        dw = tl.where(later[None, :] >= rows[:, None], dw, 0.0)
-        if DECAY:
-            near_col = tl.load(near + later, mask=later < length, other=0.0)
-            rest_col = tl.load(rest + later, mask=later < length, other=0.0)
-            d = decay(near_col[None, :], rest_col[None, :], near_row[:, None], rest_row[:, None])
-            w *= d
-            dw *= d
-            sums += tl.sum(tl.where(later[None, :] > rows[:, None], dw * weight(s, scale, TAYLOR), 0.0), 1)
-        by_value = tl.dot(w.to(NARROW), above.to(NARROW), by_value, input_precision=PRECISION)
-        ds = dw * slope(s, scale, TAYLOR)
-        by_key = tl.dot(ds.to(NARROW), query.to(NARROW), by_key, input_precision=PRECISION)
+    edge = (first + ROWS + COLS - 1) // COLS * COLS  # from it on all columns are later than all rows
+    for MASKED in tl.static_range(2):
+        for start in range(
+            first // COLS * COLS if MASKED else edge, tl.minimum(edge, length) if MASKED else length, COLS
+        ):
+            later = start + cols
+            query = tile(q, later, sqt, length, F, FW)
+            above = tile(do, later, H * V, length, V, VW)
+            s = tl.dot(key, tl.trans(query), input_precision="ieee")
+            dw = tl.dot(value, tl.trans(above), input_precision="ieee")
+            w = weight(s, scale, TAYLOR)
+            if NORMALISE:
+                part = tl.load(share + at + later, mask=later < length, other=0.0)
+                pull = tl.load(delta + at + later, mask=later < length, other=0.0)
+                w *= part[None, :]
+                dw = dw * part[None, :] - pull[None, :]
+            if MASKED:
+                w = tl.where(later[None, :] >= rows[:, None], w, 0.0)
+                dw = tl.where(later[None, :] >= rows[:, None], dw, 0.0)
+            if DECAY:
+                near_col = tl.load(near + later, mask=later < length, other=0.0)
+                rest_col = tl.load(rest + later, mask=later < length, other=0.0)
+                d = decay(near_col[None, :], rest_col[None, :], near_row[:, None], rest_row[:, None])
+                w *= d
+                dw *= d
+                pairs = dw * weight(s, scale, TAYLOR)
+                if MASKED:
+                    pairs = tl.where(later[None, :] > rows[:, None], pairs, 0.0)
+                sums += tl.sum(pairs, 1)
+            by_value = tl.dot(w.to(NARROW), above.to(NARROW), by_value, input_precision=PRECISION)
+            ds = dw * slope(s, scale, TAYLOR)
+            by_key = tl.dot(ds.to(NARROW), query.to(NARROW), by_key, input_precision=PRECISION)
     put(dk, by_key, rows, H * F, length, F, FW)
     put(dv, by_value, rows, H * V, length, V, VW)
     if DECAY:

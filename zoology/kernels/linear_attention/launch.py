@@ -177,7 +177,7 @@ class Problem:
         y: Tensor,
         start: States | None,
         keep: bool,
-        den: Tensor | None = None,
+        share: Tensor | None = None,
         delta: Tensor | None = None,
         reverse: bool = False,
         blocks: Blocks | None = None,
@@ -197,9 +197,9 @@ class Problem:
         fades = self.float32(self.batch, self.heads, count)
         constants = {**self.constants(b), "FT": b.cols, "PERIOD": period(self.f), "KEPT": self.kept, "NF": self.nf}
         between.states_kernel[(programs * count,)](
-            x, y, self.near, self.rest, out.z if den is None else den, out.z if delta is None else delta,
+            x, y, self.near, self.rest, out.z if share is None else share, out.z if delta is None else delta,
             *(start or out), *sums, fades, *out, *end, *self.sizes,
-            *x.stride()[:3], *y.stride()[:3], self.options.eps, per, count,
+            *x.stride()[:3], *y.stride()[:3], per, count,
             REVERSE=reverse, SPLIT=count > 1, START=start is not None, END=keep, **constants,
         )  # fmt: skip
         if count > 1:
@@ -249,20 +249,20 @@ def launch_forward(
     keep: bool,
     blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor, States | None, States | None]:
-    """The forward kernels, with `blocks` of the output's from the table or given: o and the sums of weights; the state
+    """The forward kernels, with `blocks` of the output's from the table or given: o and what its rows were multiplied by to be normalised; the state
     after the last token, if `keep`; and the states between chunks, if there are any. See `triton.forward`."""
     p = Problem(q, k, v, log_decay, options)
-    o, den = v.new_empty(v.shape), p.tokens(options.normalise)
+    o, share = v.new_empty(v.shape), p.tokens(options.normalise)
     start, past, end = _state(kv, z), None, None
     if p.chunks > 1 or start is not None or keep:
         past, end = p.run_states(p.k, p.v, start, keep)
     reads = p.chunks > 1 or start is not None
     b = blocks or output_blocks(p.chunk, p.f, p.dv, q.dtype, p.decayed)
     inside.output_kernel[p.grid(b.rows)](
-        p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, den, *p.numbers,
+        p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, share, *p.numbers,
         COLS=b.cols, PAST=reads, START=start is not None, **p.of_features(), **p.constants(b),
     )  # fmt: skip
-    return o, den, end if keep else None, past
+    return o, share, end if keep else None, past
 
 
 def launch_backward(
@@ -274,7 +274,7 @@ def launch_backward(
     kv: Tensor | None,
     z: Tensor | None,
     o: Tensor,
-    den: Tensor,
+    share: Tensor,
     past: States | None,
     dkv: Tensor | None,
     dz: Tensor | None,
@@ -299,13 +299,13 @@ def launch_backward(
             past, _ = p.run_states(p.k, p.v, start, keep=p.decayed and end is not None)
         delta, down = p.tokens(options.normalise), p.tokens(p.decayed)
         inside.query_gradient_kernel[p.grid(for_q.rows)](
-            p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, den, do, dq, delta, across, *p.numbers,
+            p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, share, do, dq, delta, across, *p.numbers,
             COLS=for_q.cols, PAST=reads, START=start is not None, **p.of_features(), **p.constants(for_q),
         )  # fmt: skip
         if reads or gives:
-            future, first = p.run_states(p.q, do, end, start is not None, den, delta, reverse=True)
+            future, first = p.run_states(p.q, do, end, start is not None, share, delta, reverse=True)
         inside.key_gradient_kernel[p.grid(for_k.rows)](
-            p.q, p.k, p.v, p.near, p.rest, *(future or (o, o)), den, do, dk, dv, delta, down, *p.numbers,
+            p.q, p.k, p.v, p.near, p.rest, *(future or (o, o)), share, do, dk, dv, delta, down, *p.numbers,
             COLS=for_k.cols, FUTURE=gives, END=end is not None, **p.of_features(), **p.constants(for_k),
         )  # fmt: skip
     dg = p.decay_gradient(across, down, past, future, end is not None) if p.decayed else None

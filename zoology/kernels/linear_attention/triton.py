@@ -75,9 +75,9 @@ def forward(
     before them, kv (B, H, F, dv) and z (B, H, F) or (B, H, 0), or None twice.
 
     Returns:
-        o (B, T, H, dv); the sums of weights (B, H, T) in float32; the state after, in float32: its F is 0 unless
+        o (B, T, H, dv); what its rows were multiplied by for its weights to sum to 1, (B, H, T) in float32; the state after, in float32: its F is 0 unless
         `keep`; and what the backward pass takes of the states between chunks, (B, H, N + 1, F', dv) and (B, H, N + 1,
-        F'), where N + 1 is 0 unless `save` and there are any. Of what is not normalised there are no sums and no z: T,
+        F'), where N + 1 is 0 unless `save` and there are any. Of what is not normalised there is no such factor and no z: T,
         F and F' are 0 there.
     """
     options = Options(taylor, normalise, eps, chunk)
@@ -85,8 +85,8 @@ def forward(
     if not v.numel():
         return empty[0], empty[1], *_states_of_none(q, v, kv, z, options, keep), *empty[4:]
     _check(q, v, log_decay is not None, kv is not None or keep, options)
-    o, den, end, past = launch_forward(q, k, v, log_decay, kv, z, options, keep)
-    return o, den if normalise else empty[1], *(end or empty[2:4]), *((save and past) or empty[4:])
+    o, share, end, past = launch_forward(q, k, v, log_decay, kv, z, options, keep)
+    return o, share if normalise else empty[1], *(end or empty[2:4]), *((save and past) or empty[4:])
 
 
 def _outputs(
@@ -101,8 +101,8 @@ def _outputs(
     shapes = ((time * one,), (nf, dv), (nf * one,), (number, between, dv), (number, between * one))
     dtypes = (torch.float32, torch.float32, torch.float32, narrow, torch.float32)
     rest = (v.new_empty(batch, heads, *shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
-    o, den, end, end_z, past, past_z = v.new_empty(v.shape), *rest
-    return o, den, end, end_z, past, past_z
+    o, share, end, end_z, past, past_z = v.new_empty(v.shape), *rest
+    return o, share, end, end_z, past, past_z
 
 
 def _states_of_none(
@@ -146,7 +146,7 @@ def backward(
     kv: Tensor | None,
     z: Tensor | None,
     o: Tensor,
-    den: Tensor,
+    share: Tensor,
     past: Tensor,
     past_z: Tensor,
     dkv: Tensor | None,
@@ -167,7 +167,7 @@ def backward(
             x.zero_() if given is None or not x.numel() else x.copy_(given)
         return out
     saved = States(past, past_z) if past.shape[2] else None
-    dq, dk, dv, dg, first = launch_backward(do, q, k, v, log_decay, kv, z, o, den, saved, dkv, dz, options)
+    dq, dk, dv, dg, first = launch_backward(do, q, k, v, log_decay, kv, z, o, share, saved, dkv, dz, options)
     return dq, dk, dv, out[3] if dg is None else dg, *(first or out[4:])
 
 
@@ -209,7 +209,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     if any(x is not None for x in (other, *others)):
         raise RuntimeError("linear_attention has no second derivative in Triton: use implementation='reference'")
-    q, k, v, log_decay, kv, z, o, den, past, past_z = ctx.saved_tensors
+    q, k, v, log_decay, kv, z, o, share, past, past_z = ctx.saved_tensors
     if not ctx.keep or (dkv is None and dz is None):
         if do is None:
             return (None,) * 12
@@ -220,7 +220,7 @@ def _backward(
         dkv = v.new_zeros(batch, heads, nf, v.shape[-1], dtype=torch.float32) if dkv is None else dkv
         dz = v.new_zeros(batch, heads, nf if ctx.options[1] else 0, dtype=torch.float32) if dz is None else dz
     do = torch.zeros_like(o) if do is None else do
-    out = backward(do, q, k, v, log_decay, kv, z, o, den, past, past_z, dkv, dz, *ctx.options)
+    out = backward(do, q, k, v, log_decay, kv, z, o, share, past, past_z, dkv, dz, *ctx.options)
     wide = (None if x is None else y.to(x.dtype) for x, y in zip((log_decay, kv, z), out[3:], strict=True))
     return *out[:3], *wide, None, None, None, None, None, None
 
@@ -277,8 +277,8 @@ def _errors(
         nf = width(f, options.taylor)
         shapes = (nf, dv), (nf if options.normalise else 0,)
         state = [torch.zeros(2, heads, *shape, device=device) for shape in shapes]
-    o, den, _, past = launch_forward(q, k, v, g, *state, options, carried)
-    got = (o, *launch_backward(do, q, k, v, g, *state, o, den, past, *state, options)[:4])
+    o, share, _, past = launch_forward(q, k, v, g, *state, options, carried)
+    got = (o, *launch_backward(do, q, k, v, g, *state, o, share, past, *state, options)[:4])
     names = ("the output", *(f"the gradient of {x}" for x in ("q", "k", "v", "log_decay")))
     want = exact(do, q, k, v, g, options.taylor, options.normalise, options.eps)
     sizes = [0.0 if x is None else float(x.norm()) for x in want]
