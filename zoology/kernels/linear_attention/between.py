@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from zoology.kernels.linear_attention.monomials import public, turned
-from zoology.kernels.linear_attention.tiles import place, put, tile
+from zoology.kernels.linear_attention.tiles import numbers, place, put, tile
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def states_kernel(
     F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, KEPT: tl.constexpr, NF: tl.constexpr, FT: tl.constexpr,
     V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, TAYLOR: tl.constexpr, NORMALISE: tl.constexpr,
     DECAY: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr, REVERSE: tl.constexpr, SPLIT: tl.constexpr,
-    START: tl.constexpr, END: tl.constexpr,
+    START: tl.constexpr, END: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The states around each chunk, in float32 while they are summed.
 
@@ -52,6 +52,7 @@ def states_kernel(
     y += b * syb + h * syh
     near += (b // repeat * H + h) * T
     rest += (b // repeat * H + h) * T
+    pairs = tl.where((part + 1) * FT <= (F // 2 + 1) * PERIOD, 1, 0) if TAYLOR else 0
     kv = tl.zeros([FT, VW], tl.float32)
     z = tl.zeros([FT], tl.float32)
     if START and segment == (segments - 1 if REVERSE else 0):
@@ -77,27 +78,27 @@ def states_kernel(
             fade *= whole
         # What comes after the last chunk is made only if it is wanted.
         stop = length if END else tl.where(n == (0 if REVERSE else chunks - 1), 0, length)
-        for done in range(0, stop, ROWS):
-            token = done + rows
-            there = token < length
-            phi = turned(x + begin * sxt, token, sxt, length, c, F, FW, PERIOD, TAYLOR)
-            if DECAY:
-                near_at = tl.load(near + begin + token, mask=there, other=0.0)
-                rest_at = tl.load(rest + begin + token, mask=there, other=0.0)
-                if REVERSE:
-                    left = tl.exp2(near_at + rest_at)
-                else:
-                    left = tl.exp2(tl.minimum((near_end - near_at) + (rest_end - rest_at), 0.0))
-                phi *= tl.where(there, left, 0.0)[None, :]
-            if NORMALISE:
-                if REVERSE:
-                    z -= tl.sum(phi * tl.load(delta + row * T + begin + token, mask=there, other=0.0)[None, :], 1)
-                    phi *= tl.load(share + row * T + begin + token, mask=there, other=0.0)[None, :]
-                else:
-                    z += tl.sum(phi, 1)
-            value = tile(y + begin * syt, token, syt, length, V, VW)
-            kv = tl.dot(phi.to(NARROW), value.to(NARROW), kv, input_precision=PRECISION)
-        if TAYLOR and NORMALISE and not DECAY and not REVERSE:
+        for PAIRS in tl.static_range(2):
+            for done in range(0, tl.where(pairs == PAIRS, stop, 0), ROWS):
+                token = done + rows
+                phi = turned(x + begin * sxt, token, sxt, length, c, F, FW, PERIOD, TAYLOR, PAIRS, EVEN)
+                if DECAY:
+                    near_at = numbers(near + begin, token, length, EVEN)
+                    rest_at = numbers(rest + begin, token, length, EVEN)
+                    if REVERSE:
+                        left = tl.exp2(near_at + rest_at)
+                    else:
+                        left = tl.exp2(tl.minimum((near_end - near_at) + (rest_end - rest_at), 0.0))
+                    phi *= (left if EVEN else tl.where(token < length, left, 0.0))[None, :]
+                if NORMALISE:
+                    if REVERSE:
+                        z -= tl.sum(phi * numbers(delta + row * T + begin, token, length, EVEN)[None, :], 1)
+                        phi *= numbers(share + row * T + begin, token, length, EVEN)[None, :]
+                    else:
+                        z += tl.sum(phi, 1)
+                value = tile(y + begin * syt, token, syt, length, V, VW, EVEN)
+                kv = tl.dot(phi.to(NARROW), value.to(NARROW), kv, input_precision=PRECISION)
+        if TAYLOR and NORMALISE and not DECAY and not REVERSE and not EVEN:
             # Tokens beyond the last have a constant feature too, which nothing has masked.
             z -= tl.where(c == KEPT - 1, tl.cdiv(stop, ROWS) * ROWS - stop, 0).to(tl.float32)
     if END and segment == (0 if REVERSE else segments - 1):

@@ -62,7 +62,9 @@ def output_blocks(length: int, f: int, dv: int, dtype: torch.dtype, decayed: boo
     if dtype == torch.float32:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 128 else 16, 4, 1)
     cols = 64 if f <= 128 and not decayed else 32
-    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, 3 if f <= 64 else 2 if f <= 128 else 1)
+    many = f <= 64 and dv <= 64
+    stages, registers = (3, 128) if many else (2 if f <= 128 else 1, None)
+    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, stages, registers)
 
 
 def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
@@ -98,9 +100,9 @@ def feature_tile(nf: int) -> int:
 
 
 def segments(chunks: int, programs: int, processors: int) -> int:
-    """Pieces of a sequence whose sums are made side by side, so that each processor has three programs, of at least
-    four chunks."""
-    return max(1, min(triton.cdiv(3 * processors, programs), chunks // 4))
+    """Pieces of a sequence whose sums are made side by side: as many of at least four chunks as fill the places for
+    programs, three on each processor."""
+    return max(1, min(round(3 * processors / programs), chunks // 4))
 
 
 class Problem:
@@ -142,6 +144,10 @@ class Problem:
         strides = (s for x in (self.q, self.k, self.v) for s in x.stride()[:3])
         return (*self.sizes, *strides, self.f**-0.5 if self.options.taylor else 1.0, self.options.eps)
 
+    def even(self, block: int) -> bool:
+        """Whether blocks of so many tokens are all full."""
+        return self.time % block == 0 and self.chunk % block == 0
+
     def constants(self, blocks: Blocks) -> dict[str, Any]:
         return {
             "F": self.f,
@@ -153,6 +159,7 @@ class Problem:
             "NORMALISE": self.options.normalise,
             "DECAY": self.decayed,
             "NARROW": tl.bfloat16 if self.narrow == torch.bfloat16 else tl.float32,
+            "EVEN": self.even(max(blocks.rows, blocks.cols)),
             "PRECISION": "tf32" if self.q.dtype == torch.float16 else "ieee",
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
@@ -195,7 +202,14 @@ class Problem:
         end = self.states(width=self.nf) if keep else out
         sums = self.states(count, width=self.kept) if count > 1 else out
         fades = self.float32(self.batch, self.heads, count)
-        constants = {**self.constants(b), "FT": b.cols, "PERIOD": period(self.f), "KEPT": self.kept, "NF": self.nf}
+        constants = {
+            **self.constants(b),
+            "EVEN": self.even(b.rows),
+            "FT": b.cols,
+            "PERIOD": period(self.f),
+            "KEPT": self.kept,
+            "NF": self.nf,
+        }
         between.states_kernel[(programs * count,)](
             x, y, self.near, self.rest, out.z if share is None else share, out.z if delta is None else delta,
             *(start or out), *sums, fades, *out, *end, *self.sizes,
@@ -212,7 +226,7 @@ class Problem:
     def of_states(self) -> dict[str, Any]:
         """Constants of the kernels that read states alone."""
         names = ("F", "V", "VW", "TAYLOR", "NORMALISE", "DECAY")
-        constants = self.constants(Blocks(0, 0, 4, 1))
+        constants = self.constants(Blocks(1, 1, 4, 1))
         return {**{name: constants[name] for name in names}, "PERIOD": period(self.f), "KEPT": self.kept}
 
     def decay_gradient(
@@ -249,8 +263,8 @@ def launch_forward(
     keep: bool,
     blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor, States | None, States | None]:
-    """The forward kernels, with `blocks` of the output's from the table or given: o and what its rows were multiplied by to be normalised; the state
-    after the last token, if `keep`; and the states between chunks, if there are any. See `triton.forward`."""
+    """The forward kernels, with `blocks` of the output's from the table or given: o, and one over its sums of weights;
+    the state after the last token, if `keep`; and the states between chunks, if there are any. See `triton.forward`."""
     p = Problem(q, k, v, log_decay, options)
     o, share = v.new_empty(v.shape), p.tokens(options.normalise)
     start, past, end = _state(kv, z), None, None

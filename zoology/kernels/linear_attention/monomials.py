@@ -102,16 +102,21 @@ def by_seconds(
 
 @triton.jit
 def turned(
-    x, rows, stride, length, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, TAYLOR: tl.constexpr
+    x, rows, stride, length, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, TAYLOR: tl.constexpr,
+    PAIRS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Features c of tokens, as columns, in float32: (FT, ROWS). Beyond `length` 0, but for the constant."""
+    """Features c of tokens, as columns, in float32: (FT, ROWS). Beyond `length` 0, but for the constant. PAIRS: all of
+    them are of two factors."""
     if TAYLOR:
         i, j = factors(c, F, PERIOD)
         at = tl.arange(0, FW)
-        token = tl.trans(tile(x, rows, stride, length, F, FW))
+        token = tl.trans(tile(x, rows, stride, length, F, FW, EVEN))
         a = tl.dot((i[:, None] == at[None, :]).to(token.dtype), token, input_precision="ieee")
         b = tl.dot((j[:, None] == at[None, :]).to(token.dtype), token, input_precision="ieee")
-        phi = (a + tl.where(i == -1, 1.0, 0.0)[:, None]) * (b + tl.where(j == -1, 1.0, 0.0)[:, None])
+        if not PAIRS:
+            a += tl.where(i == -1, 1.0, 0.0)[:, None]
+            b += tl.where(j == -1, 1.0, 0.0)[:, None]
+        phi = a * b
     else:
         mask = (rows < length)[None, :] & (c < F)[:, None]
         phi = tl.load(x + rows[None, :] * stride + c[:, None], mask=mask, other=0.0).to(tl.float32)

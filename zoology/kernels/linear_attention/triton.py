@@ -75,10 +75,10 @@ def forward(
     before them, kv (B, H, F, dv) and z (B, H, F) or (B, H, 0), or None twice.
 
     Returns:
-        o (B, T, H, dv); what its rows were multiplied by for its weights to sum to 1, (B, H, T) in float32; the state after, in float32: its F is 0 unless
-        `keep`; and what the backward pass takes of the states between chunks, (B, H, N + 1, F', dv) and (B, H, N + 1,
-        F'), where N + 1 is 0 unless `save` and there are any. Of what is not normalised there is no such factor and no z: T,
-        F and F' are 0 there.
+        o (B, T, H, dv); one over its sums of weights, (B, H, T) in float32; the state after, in float32, whose F is 0
+        unless `keep`; and what the backward pass takes of the states between chunks, (B, H, N + 1, F', dv) and (B, H,
+        N + 1, F'), where N + 1 is 0 unless `save` and there are any. Of what is not normalised there are no sums and no
+        z: T, F and F' are 0 there.
     """
     options = Options(taylor, normalise, eps, chunk)
     empty = _outputs(q, v, kv, options, keep, save)
