@@ -165,13 +165,15 @@ def linear_cross_entropy_weight_kernel(
     length = tl.minimum(M - begin, piece).to(tl.int32)
     acc = tl.zeros([IDS, WIDTH], tl.float32)
     for first in range(0, length, ROWS):
-        there = first + rows < length
         if EVEN:
-            there = tl.full([ROWS], True, tl.int1)
-        h = tl.load(h_at, mask=there[:, None] & wide[None, :], other=0.0)
-        target = tl.load(t_at, mask=there, other=-1)
-        bound = tl.load(log_sum + first + rows, mask=there, other=float("inf"))
-        g = tl.load(grad + first + rows, mask=there, other=0.0)
+            h = tl.load(h_at, mask=wide[None, :], other=0.0)
+            target, bound, g = tl.load(t_at), tl.load(log_sum + first + rows), tl.load(grad + first + rows)
+        else:
+            there = first + rows < length
+            h = tl.load(h_at, mask=there[:, None] & wide[None, :], other=0.0)
+            target = tl.load(t_at, mask=there, other=-1)
+            bound = tl.load(log_sum + first + rows, mask=there, other=float("inf"))
+            g = tl.load(grad + first + rows, mask=there, other=0.0)
         scores = tl.dot(w, tl.trans(h), input_precision="ieee")
         p = tl.exp2(scores * LOG2E - bound[None, :])
         hit = ids[:, None] == (target - begin_id)[None, :]
