@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +84,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 Note = Callable[..., None]
 
 
-def head(note: Note, r: int, m: int, d: int) -> None:
+def head(note: Note, rate: float, r: int, m: int, d: int) -> None:
     """One shape of `linear_cross_entropy`: times, memory, and errors of the gradients of the first replica."""
     op, shape, times = "linear_cross_entropy", f"R{r}-M{m}-V{IDS}-D{d}", {}
     args = head_inputs(r, m, d)
@@ -97,9 +96,11 @@ def head(note: Note, r: int, m: int, d: int) -> None:
     else:
         print(f"{op:<22} {shape:<28} compiled PyTorch left out: {COMPILING} s are over", flush=True)
     for method, function in methods.items():
-        for what, run in (("fwd", function), ("fwd+bwd", functools.partial(backward, function))):
+        for what, run, products in (("fwd", function, 1), ("fwd+bwd", functools.partial(backward, function), 3)):
             times[method, what] = milliseconds(functools.partial(run, *args))
             note(op, shape, what, method, times[method, what], "ms")
+            share = 100 * products * 2 * r * m * IDS * d / rate / times[method, what]
+            note(op, shape, f"{what} products", method, share, "% of matmul")
         note(op, shape, "memory", method, peak(functools.partial(backward, function, *args)), "MiB")
     with torch.no_grad():
         note(op, shape, "eval", "triton", milliseconds(functools.partial(ours, *args)), "ms")
@@ -191,12 +192,14 @@ def attention_step(note: Note, b: int, h: int, f: int, dv: int) -> None:
 def measure(note: Note) -> None:
     """Every row. One that fails says so, and the others go on."""
     jobs: list[Callable[[], None]] = []
+    rate = matmul()
+    note("linear_cross_entropy", "8192^3", "matmul", "torch", rate / 1e9, "TFLOP/s")
     for r, b, t, d, k in ((1, 8, 2048, 1024, 3), (1, 8, 2048, 1024, 4), (12, 256, 64, 64, 3)):
         jobs.append(functools.partial(convolution, note, r, b, t, d, k))
     for b, h in ((128, 28), (1, 28)):
         jobs.append(functools.partial(attention_step, note, b, h, 16, 64))
     for r, m, d in itertools.product((12, 1), (16384, 4096, 1024), (64, 128)):
-        jobs.append(functools.partial(head, note, r, m, d))
+        jobs.append(functools.partial(head, note, rate, r, m, d))
     for kind, n in itertools.product(("uniform", "fillers", "one-id"), (16384, 65536)):
         jobs.append(functools.partial(table, note, kind, 12, n, 64))
     attempt(jobs)
@@ -207,7 +210,7 @@ def attempt(jobs: list[Callable[[], None]]) -> None:
         try:
             job()
         except Exception:
-            print(f"failed: {job.args[1:]}: {traceback.format_exc().strip().splitlines()[-1]}", flush=True)
+            print(f"failed: {job.args}: {traceback.format_exc().strip().splitlines()[-1]}", flush=True)
         torch.cuda.empty_cache()
 
 
@@ -236,17 +239,23 @@ def tune() -> None:
     attempt(jobs)
 
 
+def matmul() -> float:
+    """Operations of a product of square bfloat16 matrices in a millisecond."""
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    return 2 * 8192**3 / milliseconds(lambda: a @ b)
+
+
 def recorded(measure: Callable[[Note], None], path: Path) -> None:
-    """Print what is measured, and put it with the GPU and the versions at the end of a results file."""
-    rows: list[dict[str, Any]] = []
+    """Print what is measured, and put it with the GPU and the versions at the end of a results file, row by row."""
+    made_on = machine("torch", "triton") | {"processor": torch.cuda.get_device_name()}
+    common = {key: made_on[key] for key in COLUMNS if key in made_on}
 
     def note(op: str, shape: str, what: str, method: str, value: float, unit: str) -> None:
-        rows.append({"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit})
+        row = {"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit}
+        append([row], common, COLUMNS, path)
         print(f"{op:<22} {shape:<32} {what:<18} {method:<14} {value:>10.4g} {unit}", flush=True)
 
     measure(note)
-    made_on = machine("torch", "triton") | {"processor": torch.cuda.get_device_name()}
-    append(rows, {key: made_on[key] for key in COLUMNS if key in made_on}, COLUMNS, path)
     print(f"rows appended to {path}")
 
 
