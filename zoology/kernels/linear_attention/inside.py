@@ -23,6 +23,14 @@ from zoology.kernels.linear_attention.tiles import decay, numbers, place, put, s
 
 
 @triton.jit
+def halves(z, NARROW: tl.constexpr):
+    """(FT, 16): a column of z, rounded, and one of what that leaves. Sums of weights are products with it."""
+    column = tl.arange(0, 16)[None, :]
+    high = z.to(tl.bfloat16).to(tl.float32)[:, None]
+    return tl.where(column == 0, high, tl.where(column == 1, z[:, None] - high, 0.0)).to(NARROW)
+
+
+@triton.jit
 def last_row(states, to, there, KEPT: tl.constexpr, V: tl.constexpr, VW: tl.constexpr):
     """What a state has for the constant feature, in float32: (VW,)."""
     columns = tl.arange(0, VW)
@@ -56,7 +64,7 @@ def output_kernel(
     if DECAY:
         near_row = numbers(near, rows, length, EVEN)
         rest_row = numbers(rest, rows, length, EVEN)
-    total = tl.zeros([ROWS], tl.float32)
+    totals = tl.zeros([ROWS, 16], tl.float32)  # to be summed
     acc = tl.zeros([ROWS, VW], tl.float32)
     if PAST:
         to = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
@@ -71,17 +79,18 @@ def output_kernel(
             kv = tile(states + to * KEPT * V, c, V, KEPT, V, VW, (KEPT - 1) % FT == 0 and TAYLOR)
             acc = tl.dot(phi.to(NARROW), kv, acc, input_precision=PRECISION)
             if NORMALISE:
-                total += tl.sum(
-                    phi * numbers(states_z + to * KEPT, c, KEPT, (KEPT - 1) % FT == 0 and TAYLOR)[None, :], 1
-                )
+                z = numbers(states_z + to * KEPT, c, KEPT, (KEPT - 1) % FT == 0 and TAYLOR)
+                totals = tl.dot(phi.to(NARROW), halves(z, NARROW), totals, input_precision=PRECISION)
         if TAYLOR:
             acc += last_row(states, to, seen, KEPT, V, VW)[None, :]
             if NORMALISE:
-                total += tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
+                one = tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
+                totals += tl.where(tl.arange(0, 16) == 0, one, 0.0)[None, :]
         if DECAY:
             fade = tl.exp2(near_row + rest_row)
             acc *= fade[:, None]
-            total *= fade
+            totals *= fade[:, None]
+    ones = halves(tl.full([COLS], 1.0, tl.float32), NARROW)
     edge = first // COLS * COLS  # before it all columns are past for all rows
     for MASKED in tl.static_range(2):
         for start in range(edge if MASKED else 0, tl.minimum(first + ROWS, length) if MASKED else edge, COLS):
@@ -94,11 +103,12 @@ def output_kernel(
                 near_col = numbers(near, past, length, EVEN)
                 rest_col = numbers(rest, past, length, EVEN)
                 w *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
-            total += tl.sum(w, 1)
             value = tile(v, past, svt, length, V, VW, EVEN or not MASKED)
             acc = tl.dot(w.to(NARROW), value.to(NARROW), acc, input_precision=PRECISION)
+            if NORMALISE:
+                totals = tl.dot(w.to(NARROW), ones, totals, input_precision=PRECISION)
     if NORMALISE:
-        part = 1.0 / (total + eps)
+        part = 1.0 / (tl.sum(totals, 1) + eps)
         acc *= part[:, None]
         tl.store(share + rows, part, mask=rows < length)
     put(o, acc, rows, H * V, length, V, VW, EVEN)

@@ -102,7 +102,7 @@ def feature_tile(nf: int) -> int:
 def segments(chunks: int, programs: int, processors: int) -> int:
     """Pieces of a sequence whose sums are made side by side: as many of at least four chunks as fill the places for
     programs, three on each processor."""
-    return max(1, min(round(3 * processors / programs), chunks // 4))
+    return max(1, min(3 * processors // programs, chunks // 4))
 
 
 class Problem:

@@ -11,8 +11,8 @@ def place(T, H, chunk, BLOCK: tl.constexpr):
     chunks = tl.cdiv(T, chunk)
     program = tl.program_id(0)
     n = program // blocks % chunks
-    row = (program // blocks // chunks).to(tl.int64)
-    return row // H, row % H, n, tl.minimum(chunk, T - n * chunk), program % blocks
+    row = program // blocks // chunks
+    return (row // H).to(tl.int64), (row % H).to(tl.int64), n, tl.minimum(chunk, T - n * chunk), program % blocks
 
 
 @triton.jit
