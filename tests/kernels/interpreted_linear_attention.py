@@ -96,11 +96,18 @@ def carried(given, cotangents, implementation, feature_map, normalise, **setting
 
 @CASES
 @pytest.mark.parametrize(
-    ("shape", "chunk"),
-    [((2, 0, 1, 4, 3), 4), ((1, 1, 1, 4, 3), 4), ((2, 13, 2, 5, 7), 4), ((1, 40, 1, 4, 140), None)],
+    ("shape", "chunk", "segments"),
+    [
+        ((2, 0, 1, 4, 3), 4, 1),
+        ((1, 1, 1, 4, 3), 4, 1),
+        ((2, 13, 2, 5, 7), 4, 1),
+        ((1, 21, 2, 4, 3), 4, 3),
+        ((1, 40, 1, 4, 140), None, 1),
+    ],
     ids=str,
 )
-def test_from_a_state_to_a_state(shape, chunk, feature_map, normalise, decay):
+def test_from_a_state_to_a_state(shape, chunk, segments, feature_map, normalise, decay, monkeypatch):
+    monkeypatch.setattr(launch, "segments", lambda *_: segments)
     batch, _, heads, f, dv = shape
     q, k, v, *rest = inputs(*shape, feature_map, decay)
     nf = launch.width(f, feature_map == "taylor")

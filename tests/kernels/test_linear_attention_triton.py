@@ -16,8 +16,9 @@ RATIO, FLOOR = 1.3, {torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1
 
 
 @needs_triton
-def test_the_kernels_in_the_interpreter():
-    run("interpreted_linear_attention.py")
+@pytest.mark.parametrize("file", ["interpreted_linear_attention.py", "interpreted_linear_attention_blocks.py"])
+def test_the_kernels_in_the_interpreter(file):
+    run(file)
 
 
 def inputs(batch, time, heads, f, dv, dtype, feature_map="taylor", decay=None, seed=0):

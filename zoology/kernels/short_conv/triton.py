@@ -44,8 +44,8 @@ def forward_blocks(width: int) -> Blocks:
 
 
 def backward_blocks(width: int) -> Blocks:
-    """The backward kernel's blocks, for D channels. A thread has eight numbers of a tile, and keeps its own sums of some
-    tiles: to add those of all threads costs as much as a tile."""
+    """The backward kernel's blocks, for D channels. A thread has eight numbers of a tile, and keeps its own sums of
+    some tiles: to add those of all threads costs as much as a tile."""
     width = min(64, max(16, triton.next_power_of_2(width)))
     return Blocks(1024 // width, width, 4, 8)
 
@@ -101,10 +101,10 @@ def short_conv_gradient_kernel(
     grad += replica * g_r
     weight += replica * w_r + dims * TAPS
     zero = tl.zeros([TIME, WIDTH], tl.float32)
-    taps, by_taps, by_bias = (), (), zero
+    taps, by_taps, by_bias = (), (), zero  # tuples grow by +: Triton unpacks none
     for j in tl.static_range(TAPS):
-        taps = taps + (tl.load(weight + TAPS - 1 - j, mask=dims < D, other=0.0).to(tl.float32)[None, :],)
-        by_taps = by_taps + (zero,)
+        taps = taps + (tl.load(weight + TAPS - 1 - j, mask=dims < D, other=0.0).to(tl.float32)[None, :],)  # noqa: RUF005
+        by_taps = by_taps + (zero,)  # noqa: RUF005
     for step in range(STEPS):
         token = (tile * STEPS + step) * TIME + tl.arange(0, TIME)  # of all sequences, one after the other
         batch = (token // (T + KEPT)).to(tl.int64)
@@ -124,7 +124,7 @@ def short_conv_gradient_kernel(
             later = (inside & (time + j >= 0) & (time + j < T))[:, None] & wide
             g = tl.load(grad + j * g_t + g_at, mask=later, other=0.0).to(tl.float32)
             out += taps[j] * g
-            sums_of = sums_of + (by_taps[j] + g * own,)
+            sums_of = sums_of + (by_taps[j] + g * own,)  # noqa: RUF005
             if BIAS and j == 0:
                 by_bias += g
         by_taps = sums_of
