@@ -363,7 +363,8 @@ def test_short_sequences_are_one_chunk():
     assert triton.chunk_of(256, 16, 16, False, False, None) == 256
     assert triton.chunk_of(900, 16, 64, True, False, None) == 900
     assert triton.chunk_of(900, 16, 64, False, False, None) == 128
-    assert triton.chunk_of(900, 16, 64, True, True, None) == 128
+    assert triton.chunk_of(900, 16, 64, True, True, None) == 256
+    assert triton.chunk_of(9000, 64, 64, True, False, None) == 1024
     assert triton.chunk_of(0, 16, 64, True, True, None) == 1
     assert triton.chunk_of(9000, 256, 64, True, False, 8000) == 2048
 

@@ -73,7 +73,8 @@ def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
     if f > 128:
         return Blocks(min(32, padded(length)), min(32, padded(length)), 4, 1)
-    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2, 128 if max(f, dv) <= 64 else None)
+    stages, registers = 3 if f <= 32 else 2, 128 if max(f, dv) <= 64 else None
+    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, stages, registers)
 
 
 def whole_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks | None:
@@ -90,7 +91,7 @@ def state_blocks(nf: int, dv: int, dtype: torch.dtype) -> Blocks:
     if dtype == torch.float32:
         return Blocks(16, 32 if nf > 16 else 16, 4, 1)
     if nf > 64 and dv <= 64:
-        return Blocks(64, 64, 4, 2, 168)
+        return Blocks(64, 64, 4, 3, 168)
     return Blocks(64, min(32, padded(nf)), 4, 3 if dv <= 64 else 2)
 
 

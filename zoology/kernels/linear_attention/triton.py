@@ -19,7 +19,12 @@ from zoology.kernels.replicas import fold, unfold
 
 MAX_KEY, MAX_VALUE = 256, 128
 CHUNK, MAX_CHUNK = 128, 2048
-"""Tokens of a chunk of a longer sequence; and of any, as one program sums the decays of a chunk."""
+"""Tokens of a chunk of a longer sequence, of few features; and of any, as one program sums the decays of a chunk."""
+
+
+def _chunk(f: int, taylor: bool) -> int:
+    """C of a longer sequence. The more features there are, the longer, as each chunk's state is written and read."""
+    return min(max(2 * CHUNK, 1 << (width(f, True) - 1).bit_length()), 8 * CHUNK) if taylor else CHUNK
 
 
 def chunk_of(time: int, f: int, dv: int, taylor: bool, carried: bool, chunk_size: int | None) -> int:
@@ -30,7 +35,7 @@ def chunk_of(time: int, f: int, dv: int, taylor: bool, carried: bool, chunk_size
     """
     if chunk_size is None:
         whole = 256 if carried else int(1.6 * CHUNK + 6.4 * width(f, taylor) * dv / (f + dv))
-        chunk_size = time if time <= whole else CHUNK
+        chunk_size = time if time <= whole else _chunk(f, taylor)
     return max(1, min(chunk_size, time, MAX_CHUNK))
 
 
