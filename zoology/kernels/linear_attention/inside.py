@@ -23,14 +23,6 @@ from zoology.kernels.linear_attention.tiles import decay, numbers, place, put, s
 
 
 @triton.jit
-def halves(z, NARROW: tl.constexpr):
-    """(FT, 16): a column of z, rounded, and one of what that leaves. Sums of weights are products with it."""
-    column = tl.arange(0, 16)[None, :]
-    high = z.to(tl.bfloat16).to(tl.float32)[:, None]
-    return tl.where(column == 0, high, tl.where(column == 1, z[:, None] - high, 0.0)).to(NARROW)
-
-
-@triton.jit
 def last_row(states, to, there, KEPT: tl.constexpr, V: tl.constexpr, VW: tl.constexpr):
     """What a state has for the constant feature, in float32: (VW,)."""
     columns = tl.arange(0, VW)
@@ -64,7 +56,7 @@ def output_kernel(
     if DECAY:
         near_row = numbers(near, rows, length, EVEN)
         rest_row = numbers(rest, rows, length, EVEN)
-    totals = tl.zeros([ROWS, 16], tl.float32)  # to be summed
+    total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VW], tl.float32)
     if PAST:
         to = (b * H + h) * (tl.cdiv(T, chunk) + 1) + n
@@ -80,17 +72,15 @@ def output_kernel(
             acc = tl.dot(phi.to(NARROW), kv, acc, input_precision=PRECISION)
             if NORMALISE:
                 z = numbers(states_z + to * KEPT, c, KEPT, (KEPT - 1) % FT == 0 and TAYLOR)
-                totals = tl.dot(phi.to(NARROW), halves(z, NARROW), totals, input_precision=PRECISION)
+                total += tl.sum(phi * z[None, :], 1)
         if TAYLOR:
             acc += last_row(states, to, seen, KEPT, V, VW)[None, :]
             if NORMALISE:
-                one = tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
-                totals += tl.where(tl.arange(0, 16) == 0, one, 0.0)[None, :]
+                total += tl.load(states_z + to * KEPT + KEPT - 1, mask=seen, other=0.0)
         if DECAY:
             fade = tl.exp2(near_row + rest_row)
             acc *= fade[:, None]
-            totals *= fade[:, None]
-    ones = halves(tl.full([COLS], 1.0, tl.float32), NARROW)
+            total *= fade
     edge = first // COLS * COLS  # before it all columns are past for all rows
     for MASKED in tl.static_range(2):
         for start in range(edge if MASKED else 0, tl.minimum(first + ROWS, length) if MASKED else edge, COLS):
@@ -103,12 +93,11 @@ def output_kernel(
                 near_col = numbers(near, past, length, EVEN)
                 rest_col = numbers(rest, past, length, EVEN)
                 w *= decay(near_row[:, None], rest_row[:, None], near_col[None, :], rest_col[None, :])
+            total += tl.sum(w, 1)
             value = tile(v, past, svt, length, V, VW, EVEN or not MASKED)
             acc = tl.dot(w.to(NARROW), value.to(NARROW), acc, input_precision=PRECISION)
-            if NORMALISE:
-                totals = tl.dot(w.to(NARROW), ones, totals, input_precision=PRECISION)
     if NORMALISE:
-        part = 1.0 / (tl.sum(totals, 1) + eps)
+        part = 1.0 / (total + eps)
         acc *= part[:, None]
         tl.store(share + rows, part, mask=rows < length)
     put(o, acc, rows, H * V, length, V, VW, EVEN)

@@ -44,10 +44,10 @@ def forward_blocks(width: int) -> Blocks:
 
 
 def backward_blocks(width: int) -> Blocks:
-    """The backward kernel's blocks, for D channels. A thread has eight numbers of a tile, and keeps its own sums of
-    some tiles: to add those of all threads costs as much as a tile."""
+    """The backward kernel's blocks, for D channels: the fastest of thirteen on an H100, or near it. A thread keeps its
+    own sums of some tiles, as to add those of all threads costs as much as a tile; and a warp waits for no other."""
     width = min(64, max(16, triton.next_power_of_2(width)))
-    return Blocks(1024 // width, width, 4, 8)
+    return Blocks(1024 // width, width, 1, 4)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
