@@ -43,8 +43,8 @@ class Blocks(NamedTuple):
 def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     """The forward kernel's blocks, for a width that is a power of two.
 
-    The fastest of eight on an H100 at 12 replicas of 16384 rows and of 1024; nothing spills up to width 256. In float32, whose
-    products are not the matrix units', some registers spill at every width.
+    The fastest of eight on an H100 at 12 replicas of 16384 rows and of 1024; nothing spills up to width 256. In
+    float32, whose products are not the matrix units', some registers spill at every width.
     """
     if dtype == torch.float32:
         return Blocks(32, 32, 8, 1) if width <= 128 else Blocks(16, 16, 4 if width <= 256 else 8, 1)
