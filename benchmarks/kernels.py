@@ -17,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from common import append, machine
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from zoology.kernels.embedding import triton as embedding_triton
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.kernels.linear_cross_entropy import triton as head_triton
 from zoology.kernels.short_conv import short_conv
+from zoology.kernels.sliding_window_attention import sliding_window_attention
 from zoology.kernels.timing import milliseconds
 
 COLUMNS = (
@@ -189,6 +192,38 @@ def attention_step(note: Note, b: int, h: int, f: int, dv: int) -> None:
         note(op, shape, "step", method, share_of_copy(2 * (state.kv.nbytes + state.normaliser.nbytes), ms), "% of copy")
 
 
+def window(note: Note, b: int, h: int, t: int, d: int, w: int) -> None:
+    """Attention over a window, at a sweep's shapes: ours, the reference compiled, FlexAttention compiled, and
+    FlashAttention over all of the past, which is what a kernel without windows does."""
+    op, shape = "sliding_window_attention", f"B{b}-T{t}-H{h}-d{d}-w{w}"
+    given = tuple(torch.randn(b, t, h, d, device="cuda").bfloat16().requires_grad_() for _ in range(3))
+    pull = torch.randn_like(given[0])
+    mask = create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < w), None, None, t, t, device="cuda")
+
+    def flex(*qkv: Tensor) -> Tensor:
+        return flex_attention(*(x.transpose(1, 2) for x in qkv), block_mask=mask).transpose(1, 2)
+
+    def flash(*qkv: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv), is_causal=True).transpose(1, 2)
+
+    def ours(*qkv: Tensor, implementation: str) -> Tensor:
+        return sliding_window_attention(*qkv, window=w, implementation=implementation)[0]
+
+    methods: dict[str, Callable[..., Tensor]] = {
+        "triton": functools.partial(ours, implementation="triton"),
+        "flash, no window": flash,
+        "reference": torch.compile(functools.partial(ours, implementation="reference"), dynamic=False),
+        "flex": torch.compile(flex, dynamic=False),
+    }
+    torch._dynamo.reset()
+    for method, function in methods.items():
+        with torch.no_grad():
+            note(op, shape, "fwd", method, milliseconds(functools.partial(function, *given)), "ms")
+        both = functools.partial(lambda function: torch.autograd.grad(function(*given), given, pull), function)
+        note(op, shape, "fwd+bwd", method, milliseconds(both), "ms")
+
+
 def measure(note: Note) -> None:
     """Every row. One that fails says so, and the others go on."""
     jobs: list[Callable[[], None]] = []
@@ -202,6 +237,8 @@ def measure(note: Note) -> None:
         jobs.append(functools.partial(head, note, rate, r, m, d))
     for kind, n in itertools.product(("uniform", "fillers", "one-id"), (16384, 65536)):
         jobs.append(functools.partial(table, note, kind, 12, n, 64))
+    for b, h, t, d, w in ((3072, 1, 64, 64, 16), (3072, 4, 64, 16, 16), (3072, 1, 256, 64, 64), (3072, 4, 256, 16, 64)):
+        jobs.append(functools.partial(window, note, b, h, t, d, w))
     attempt(jobs)
 
 
