@@ -57,14 +57,18 @@ def width(f: int, taylor: bool) -> int:
     return (f + 1) * (f + 2) // 2 if taylor else f
 
 
+def _registers(most: int, f: int, dv: int, dtype: torch.dtype) -> int | None:
+    """`most` where little or nothing spills then: in bfloat16, as of float16 the factors are in float32."""
+    return most if max(f, dv) <= 64 and dtype == torch.bfloat16 else None
+
+
 def output_blocks(length: int, f: int, dv: int, dtype: torch.dtype, decayed: bool) -> Blocks:
     """The forward kernel's blocks, for a chunk of `length` tokens."""
     if dtype == torch.float32:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 128 else 16, 4, 1)
     cols = 64 if f <= 128 and not decayed else 32
-    many = f <= 64 and dv <= 64
-    stages, registers = (3, 128) if many else (2 if f <= 128 else 1, None)
-    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, stages, registers)
+    stages = 3 if max(f, dv) <= 64 else 2 if f <= 128 else 1
+    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, stages, _registers(128, f, dv, dtype))
 
 
 def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
@@ -73,7 +77,7 @@ def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
     if f > 128:
         return Blocks(min(32, padded(length)), min(32, padded(length)), 4, 1)
-    stages, registers = 3 if f <= 32 else 2, 128 if max(f, dv) <= 64 else None
+    stages, registers = 3 if f <= 32 else 2, _registers(128, f, dv, dtype)
     return Blocks(min(64, padded(length)), min(32, padded(length)), 4, stages, registers)
 
 
@@ -90,8 +94,8 @@ def state_blocks(nf: int, dv: int, dtype: torch.dtype) -> Blocks:
     """Tokens at a time (rows), features of a program (cols)."""
     if dtype == torch.float32:
         return Blocks(16, 32 if nf > 16 else 16, 4, 1)
-    if nf > 64 and dv <= 64:
-        return Blocks(64, 64, 4, 3, 168)
+    if nf > 64:  # 64 rows are what a product of four warps has at least
+        return Blocks(64, 64, 4, 3 if dv <= 64 else 2, _registers(168, 1, dv, dtype))
     return Blocks(64, min(32, padded(nf)), 4, 3 if dv <= 64 else 2)
 
 

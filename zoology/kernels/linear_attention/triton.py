@@ -35,7 +35,7 @@ def chunk_of(time: int, f: int, dv: int, taylor: bool, carried: bool, chunk_size
     """
     if chunk_size is None:
         whole = 256 if carried else int(1.6 * CHUNK + 6.4 * width(f, taylor) * dv / (f + dv))
-        chunk_size = time if time <= whole else _chunk(f, taylor)
+        chunk_size = time if time <= min(whole, MAX_CHUNK) else _chunk(f, taylor)
     return max(1, min(chunk_size, time, MAX_CHUNK))
 
 
