@@ -3,11 +3,12 @@ but with a polynomial where it has the exponential of softmax. So nothing runs a
 
     o_t = sum_{s <= t} W_ts v_s / (D_t + eps),   D_t = sum_{s <= t} W_ts,   W_ts = d_ts w(q_t . k_s)
 
-A program has one block of rows of one chunk of one head, and goes over the blocks of columns on the other side. Weights
-are made again in the backward pass: only D is kept. No atomics: one kernel makes dq, another dk and dv, and where a
-chunk fits into one block one program makes all three. What comes from before a chunk, and what it gives to later ones,
-is in the states that `between` makes: PAST says that there are any (START: before the first chunk too), FUTURE that
-there are gradients of them (END: of the last too).
+A program has one block of rows of one chunk of one head, and goes over the blocks of columns on the other side, first
+over those that need no mask. Weights are made again in the backward pass: only 1 / (D + eps) is kept. No atomics: one
+kernel makes dq, another dk and dv, and where a chunk fits into one block one program makes all three. What comes from
+before a chunk, and what it gives to later ones, is in the states that `between` makes: PAST says that there are any
+(START: before the first chunk too), FUTURE that there are gradients of them (END: of the last too). EVEN says that all
+blocks of tokens are full, so that nothing is masked for the sequence's end.
 
 Decays come as the logarithms G to base 2, from the beginning of the chunk, in two float32 parts: near + rest. Only
 exp2(G_t - G_s), s <= t, is taken. The gradient by G is kept as what a token's row has of W dW, less its column.

@@ -125,20 +125,10 @@ def _states_of_none(
 
 @forward.register_fake
 def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    kv: Tensor | None,
-    z: Tensor | None,
-    taylor: bool,
-    normalise: bool,
-    eps: float,
-    chunk: int,
-    keep: bool,
-    save: bool,
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, kv: Tensor | None, z: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(q, v, kv, Options(taylor, normalise, eps, chunk), keep, save)
+    *options, keep, save = others
+    return _outputs(q, v, kv, Options(*options), keep, save)
 
 
 @torch.library.custom_op("zoology::linear_attention_gradient", mutates_args=())
