@@ -43,11 +43,15 @@ def forward_blocks(width: int) -> Blocks:
     return Blocks(2048 // width, width, 4)
 
 
-def backward_blocks(width: int) -> Blocks:
-    """The backward kernel's blocks, for D channels: the fastest of thirteen on an H100, or near it. A thread keeps its
-    own sums of some tiles, as to add those of all threads costs as much as a tile; and a warp waits for no other."""
-    width = min(64, max(16, triton.next_power_of_2(width)))
-    return Blocks(1024 // width, width, 1, 4)
+def backward_blocks(width: int, slots: int) -> Blocks:
+    """The backward kernel's blocks, for D channels and so many sums: the fastest of thirteen on an H100, or near it.
+
+    A thread keeps its own sums of some tiles, as to add those of all threads costs as much as a tile; and a warp alone
+    waits for no other. Where its sums would not fit its registers there are more.
+    """
+    narrow = min(64, max(16, triton.next_power_of_2(width)))
+    warps = 4 if width < 64 else 1 if slots <= 4 else 2
+    return Blocks(1024 // narrow, narrow, warps, 4 * warps)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
@@ -235,9 +239,9 @@ def launch_backward(
         return by_x, by_state.zero_(), by_weight.zero_(), by_bias.zero_()
     grad, x, weight = _channels_dense(grad), _channels_dense(x), _taps_dense(weight)
     state = None if state is None or taps == 1 else state.contiguous()
-    b = blocks or backward_blocks(d)
-    tiles = triton.cdiv(batch * (time + (0 if state is None else taps - 1)), b.time * b.steps)
     slots = taps if bias is None else taps + 1
+    b = blocks or backward_blocks(d, slots)
+    tiles = triton.cdiv(batch * (time + (0 if state is None else taps - 1)), b.time * b.steps)
     sums = x.new_empty(replicas, tiles, slots, d, dtype=torch.float32)
     short_conv_gradient_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         grad, x, weight, x if state is None else state, by_x, by_state, sums, batch, time, tiles,
