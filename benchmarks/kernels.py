@@ -229,12 +229,14 @@ def measure(note: Note) -> None:
     jobs: list[Callable[[], None]] = []
     rate = matmul()
     note("linear_cross_entropy", "8192^3", "matmul", "torch", rate / 1e9, "TFLOP/s")
-    for r, b, t, d, k in ((1, 8, 2048, 1024, 3), (1, 8, 2048, 1024, 4), (12, 256, 64, 64, 3)):
-        jobs.append(functools.partial(convolution, note, r, b, t, d, k))
     for b, h in ((128, 28), (1, 28)):
         jobs.append(functools.partial(attention_step, note, b, h, 16, 64))
-    for r, m, d in itertools.product((12, 1), (16384, 4096, 1024), (64, 128)):
-        jobs.append(functools.partial(head, note, rate, r, m, d))
+    heads = [
+        functools.partial(head, note, rate, r, m, d) for d in (64, 128) for m in (16384, 4096, 1024) for r in (1, 12)
+    ]
+    shapes = ((1, 8, 2048, 1024, 3), (12, 256, 64, 64, 3), (1, 8, 2048, 1024, 4))
+    convolutions = [functools.partial(convolution, note, *shape) for shape in shapes]
+    jobs += [*heads[:2], *convolutions, *heads[2:]]  # what is asked after most comes first
     for kind, n in itertools.product(("uniform", "fillers", "one-id"), (16384, 65536)):
         jobs.append(functools.partial(table, note, kind, 12, n, 64))
     for b, h, t, d, w in ((3072, 1, 64, 64, 16), (3072, 4, 64, 16, 16), (3072, 1, 256, 64, 64), (3072, 4, 256, 16, 64)):
