@@ -286,13 +286,13 @@ def _check(q: Tensor, v: Tensor, decayed: bool, carried: bool, options: Options)
     batch, time, heads, f = q.shape
     if q.dtype != torch.float32 and time > 1:  # float32 does not go through the matrix units
         # Some chunks, and a piece of one; not more pairs than there is room for in float64; and no gradient that is
-        # all but 0, as that of a single positive feature is.
-        full = time % MAX_VALUE == 0
-        time, heads = min(time, 2 * options.chunk + options.chunk // 2, 1024), min(heads, 4)
-        if not full and time > options.chunk:
-            time -= 1 - time % 2  # blocks that are not all full are another kernel
-        if time <= options.chunk:
-            time = max(time, 16)
+        # all but 0, as that of a single positive feature is. Blocks that are not all full are another kernel.
+        heads = min(heads, 4)
+        if time > options.chunk:
+            options = options._replace(chunk=min(options.chunk, 2 * CHUNK))
+            time = min(time, 2 * options.chunk + options.chunk // 2 - (time % 64 > 0))
+        else:
+            time = max(min(time, 1024), 16)
             options = options._replace(chunk=time)
         f, dv = max(f, 4), max(v.shape[-1], 4)
         key = ("linear_attention", time, heads, f, dv, q.dtype, decayed, carried, options)
