@@ -12,18 +12,20 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from common import append, machine
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from zoology.kernels.embedding import triton as embedding_triton
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.kernels.linear_cross_entropy import triton as head_triton
 from zoology.kernels.short_conv import short_conv
+from zoology.kernels.sliding_window_attention import sliding_window_attention
 from zoology.kernels.timing import milliseconds
 
 COLUMNS = (
@@ -85,7 +87,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 Note = Callable[..., None]
 
 
-def head(note: Note, r: int, m: int, d: int) -> None:
+def head(note: Note, rate: float, r: int, m: int, d: int) -> None:
     """One shape of `linear_cross_entropy`: times, memory, and errors of the gradients of the first replica."""
     op, shape, times = "linear_cross_entropy", f"R{r}-M{m}-V{IDS}-D{d}", {}
     args = head_inputs(r, m, d)
@@ -97,9 +99,11 @@ def head(note: Note, r: int, m: int, d: int) -> None:
     else:
         print(f"{op:<22} {shape:<28} compiled PyTorch left out: {COMPILING} s are over", flush=True)
     for method, function in methods.items():
-        for what, run in (("fwd", function), ("fwd+bwd", functools.partial(backward, function))):
+        for what, run, products in (("fwd", function, 1), ("fwd+bwd", functools.partial(backward, function), 3)):
             times[method, what] = milliseconds(functools.partial(run, *args))
             note(op, shape, what, method, times[method, what], "ms")
+            share = 100 * products * 2 * r * m * IDS * d / rate / times[method, what]
+            note(op, shape, f"{what} products", method, share, "% of matmul")
         note(op, shape, "memory", method, peak(functools.partial(backward, function, *args)), "MiB")
     with torch.no_grad():
         note(op, shape, "eval", "triton", milliseconds(functools.partial(ours, *args)), "ms")
@@ -188,17 +192,55 @@ def attention_step(note: Note, b: int, h: int, f: int, dv: int) -> None:
         note(op, shape, "step", method, share_of_copy(2 * (state.kv.nbytes + state.normaliser.nbytes), ms), "% of copy")
 
 
+def window(note: Note, b: int, h: int, t: int, d: int, w: int) -> None:
+    """Attention over a window, at a sweep's shapes: ours, the reference compiled, FlexAttention compiled, and
+    FlashAttention over all of the past, which is what a kernel without windows does."""
+    op, shape = "sliding_window_attention", f"B{b}-T{t}-H{h}-d{d}-w{w}"
+    given = tuple(torch.randn(b, t, h, d, device="cuda").bfloat16().requires_grad_() for _ in range(3))
+    pull = torch.randn_like(given[0])
+    mask = create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < w), None, None, t, t, device="cuda")
+
+    def flex(*qkv: Tensor) -> Tensor:
+        return flex_attention(*(x.transpose(1, 2) for x in qkv), block_mask=mask).transpose(1, 2)
+
+    def flash(*qkv: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in qkv), is_causal=True).transpose(1, 2)
+
+    def ours(*qkv: Tensor, implementation: str) -> Tensor:
+        return sliding_window_attention(*qkv, window=w, implementation=implementation)[0]
+
+    methods: dict[str, Callable[..., Tensor]] = {
+        "triton": functools.partial(ours, implementation="triton"),
+        "flash, no window": flash,
+        "reference": torch.compile(functools.partial(ours, implementation="reference"), dynamic=False),
+        "flex": torch.compile(flex, dynamic=False),
+    }
+    torch._dynamo.reset()
+    for method, function in methods.items():
+        with torch.no_grad():
+            note(op, shape, "fwd", method, milliseconds(functools.partial(function, *given)), "ms")
+        both = functools.partial(lambda function: torch.autograd.grad(function(*given), given, pull), function)
+        note(op, shape, "fwd+bwd", method, milliseconds(both), "ms")
+
+
 def measure(note: Note) -> None:
     """Every row. One that fails says so, and the others go on."""
     jobs: list[Callable[[], None]] = []
-    for r, b, t, d, k in ((1, 8, 2048, 1024, 3), (1, 8, 2048, 1024, 4), (12, 256, 64, 64, 3)):
-        jobs.append(functools.partial(convolution, note, r, b, t, d, k))
+    rate = matmul()
+    note("linear_cross_entropy", "8192^3", "matmul", "torch", rate / 1e9, "TFLOP/s")
     for b, h in ((128, 28), (1, 28)):
         jobs.append(functools.partial(attention_step, note, b, h, 16, 64))
-    for r, m, d in itertools.product((12, 1), (16384, 4096, 1024), (64, 128)):
-        jobs.append(functools.partial(head, note, r, m, d))
+    heads = [
+        functools.partial(head, note, rate, r, m, d) for d in (64, 128) for m in (16384, 4096, 1024) for r in (1, 12)
+    ]
+    shapes = ((1, 8, 2048, 1024, 3), (12, 256, 64, 64, 3), (1, 8, 2048, 1024, 4))
+    convolutions = [functools.partial(convolution, note, *shape) for shape in shapes]
+    jobs += [*heads[:2], *convolutions, *heads[2:]]  # what is asked after most comes first
     for kind, n in itertools.product(("uniform", "fillers", "one-id"), (16384, 65536)):
         jobs.append(functools.partial(table, note, kind, 12, n, 64))
+    for b, h, t, d, w in ((3072, 1, 64, 64, 16), (3072, 4, 64, 16, 16), (3072, 1, 256, 64, 64), (3072, 4, 256, 16, 64)):
+        jobs.append(functools.partial(window, note, b, h, t, d, w))
     attempt(jobs)
 
 
@@ -207,7 +249,7 @@ def attempt(jobs: list[Callable[[], None]]) -> None:
         try:
             job()
         except Exception:
-            print(f"failed: {job.args[1:]}: {traceback.format_exc().strip().splitlines()[-1]}", flush=True)
+            print(f"failed: {job.args}: {traceback.format_exc().strip().splitlines()[-1]}", flush=True)
         torch.cuda.empty_cache()
 
 
@@ -236,17 +278,23 @@ def tune() -> None:
     attempt(jobs)
 
 
+def matmul() -> float:
+    """Operations of a product of square bfloat16 matrices in a millisecond."""
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    return 2 * 8192**3 / milliseconds(lambda: a @ b)
+
+
 def recorded(measure: Callable[[Note], None], path: Path) -> None:
-    """Print what is measured, and put it with the GPU and the versions at the end of a results file."""
-    rows: list[dict[str, Any]] = []
+    """Print what is measured, and put it with the GPU and the versions at the end of a results file, row by row."""
+    made_on = machine("torch", "triton") | {"processor": torch.cuda.get_device_name()}
+    common = {key: made_on[key] for key in COLUMNS if key in made_on}
 
     def note(op: str, shape: str, what: str, method: str, value: float, unit: str) -> None:
-        rows.append({"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit})
+        row = {"op": op, "shape": shape, "what": what, "method": method, "value": f"{value:.4g}", "unit": unit}
+        append([row], common, COLUMNS, path)
         print(f"{op:<22} {shape:<32} {what:<18} {method:<14} {value:>10.4g} {unit}", flush=True)
 
     measure(note)
-    made_on = machine("torch", "triton") | {"processor": torch.cuda.get_device_name()}
-    append(rows, {key: made_on[key] for key in COLUMNS if key in made_on}, COLUMNS, path)
     print(f"rows appended to {path}")
 
 

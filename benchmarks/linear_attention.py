@@ -1,10 +1,12 @@
 """How fast linear attention is on a GPU, beside what else is public: `python benchmarks/linear_attention.py`.
 
 Prints a table and appends a row for each measurement to `benchmarks/results/kernels.csv`, as `kernels.py` does. A time
-is the median over replays of a CUDA graph. Each method has its error against float64 on one row of the batch, the bytes
+is the median over replays of a CUDA graph. Each method has its error against float64 on one row of the batch; the bytes
 that must be read and written (each input once, each output once), and the share of the bandwidth of a copy that this
-makes of its time. Peers are compiled PyTorch; attention itself, of FlashAttention and of cuDNN, on heads as wide as the
-values; and the kernels of flash-linear-attention, where it is installed.
+makes of its time; and the share of the rate of a large product that the recurrence's own products make of it, which are
+2 F dv for each token forward and three times as many with the backward pass. Peers are compiled PyTorch; attention
+itself, of FlashAttention and of cuDNN, on heads as wide as the values; and the kernels of flash-linear-attention, where
+it is installed.
 
 Shapes are B-T-H-f-dv: of sweeps, where B counts the rows of all replicas, and of the papers' larger models.
 """
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kernels import RESULTS, Note, attempt, recorded, relative
+from kernels import RESULTS, Note, attempt, matmul, recorded, relative
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -41,21 +43,23 @@ class Case(NamedTuple):
     dv: int
     kind: str
     sweep: bool
+    backward: bool = True
 
     def __str__(self) -> str:
         return f"B{self.batch}-T{self.time}-H{self.heads}-f{self.f}-dv{self.dv}-{self.kind}"
 
 
 CASES = (
+    Case(8, 2048, 16, 16, 64, "based", False),
+    Case(2, 8192, 16, 16, 64, "based", False),
+    Case(8, 2048, 16, 64, 64, "mamba2", False),
+    Case(16, 32768, 16, 16, 64, "based", False, backward=False),
     Case(3072, 64, 1, 16, 64, "based", True),
     Case(1536, 128, 1, 16, 64, "based", True),
     Case(768, 256, 1, 16, 64, "based", True),
     Case(768, 256, 2, 32, 64, "retnet", True),
     Case(768, 256, 4, 16, 16, "mamba2", True),
     Case(768, 256, 1, 64, 128, "mamba2", True),
-    Case(8, 2048, 16, 16, 64, "based", False),
-    Case(2, 8192, 16, 16, 64, "based", False),
-    Case(8, 2048, 16, 64, 64, "mamba2", False),
     Case(2, 8192, 16, 64, 64, "mamba2", False),
 )
 
@@ -121,7 +125,13 @@ def copying() -> float:
     return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
 
 
-def measure_case(note: Note, bandwidth: float, case: Case) -> None:
+def operations(case: Case) -> int:
+    """Of the recurrence, forward: each token adds F dv products to the state, and reads as many."""
+    features = (case.f + 1) * (case.f + 2) // 2 if case.kind == "based" else case.f
+    return 4 * case.batch * case.time * case.heads * features * case.dv
+
+
+def measure_case(note: Note, bandwidth: float, rate: float, case: Case) -> None:
     given = inputs(case)
     pull = torch.randn_like(given[2])
     methods = [Method("triton", functools.partial(ours, case, implementation="triton"), given, pull)]
@@ -139,7 +149,7 @@ def measure_case(note: Note, bandwidth: float, case: Case) -> None:
     times: dict[tuple[str, str], float] = {}
     jobs: list[Callable[[], None]] = []
     for method in methods:
-        jobs.append(functools.partial(measure_method, note, case, method, bandwidth=bandwidth, times=times))
+        jobs.append(functools.partial(measure_method, note, case, method, bandwidth=bandwidth, rate=rate, times=times))
         if method.given is given:
             jobs.append(functools.partial(measure_error, note, case, method, exact=exact))
     attempt(jobs)
@@ -148,34 +158,36 @@ def measure_case(note: Note, bandwidth: float, case: Case) -> None:
 
 
 def measure_method(
-    note: Note, case: Case, method: Method, *, bandwidth: float, times: dict[tuple[str, str], float]
+    note: Note, case: Case, method: Method, *, bandwidth: float, rate: float, times: dict[tuple[str, str], float]
 ) -> None:
-    """Milliseconds, bytes and their share of a copy's, forward and with the backward pass."""
+    """Milliseconds, bytes and their share of a copy's, products and theirs of a product's, both passes."""
     name, function, given, pull = method
     read = sum(x.numel() * x.element_size() for x in given)
     out = pull.numel() * pull.element_size()
-    runs: dict[str, tuple[Callable[[], Any], int]] = {
-        "fwd": (lambda: function(*given), read + out),
-        "fwd+bwd": (lambda: torch.autograd.grad(function(*given), given, pull), 3 * read + 2 * out),
-    }
-    for what, (run, moved) in runs.items():
+    runs: dict[str, tuple[Callable[[], Any], int, int]] = {"fwd": (lambda: function(*given), read + out, 1)}
+    if case.backward:
+        runs["fwd+bwd"] = (lambda: torch.autograd.grad(function(*given), given, pull), 3 * read + 2 * out, 3)
+    for what, (run, moved, passes) in runs.items():
         times[name, what] = milliseconds(run)
         note(OP, str(case), what, name, times[name, what], "ms")
         note(OP, str(case), f"{what} bytes", name, moved / 2**20, "MiB")
         note(OP, str(case), f"{what} bandwidth", name, 100 * moved / bandwidth / times[name, what], "% of copy")
+        if not name.startswith("sdpa"):  # which compute another function
+            share = 100 * passes * operations(case) / rate / times[name, what]
+            note(OP, str(case), f"{what} products", name, share, "% of matmul")
 
 
 def errors_of(case: Case, given: list[Tensor], pull: Tensor) -> list[Tensor]:
     """The output and gradients of one row of the batch, in float64."""
     row = [x.detach()[: None if x.dim() == 1 else 1].double().requires_grad_() for x in given]
     o = ours(case, *row, implementation="reference")
-    return [o.detach(), *torch.autograd.grad(o, row, pull[:1].double())]
+    return [o.detach(), *(torch.autograd.grad(o, row, pull[:1].double()) if case.backward else ())]
 
 
 def measure_error(note: Note, case: Case, method: Method, *, exact: list[Tensor]) -> None:
     """Relative errors of the output and the gradients of q, k and v."""
     o = method.function(*method.given)
-    got = (o, *torch.autograd.grad(o, method.given, method.pull)[:3])
+    got = (o, *(torch.autograd.grad(o, method.given, method.pull)[:3] if case.backward else ()))
     for what, a, b in zip(("o", "dq", "dk", "dv"), got, exact, strict=False):
         note(OP, str(case), f"error of {what}", method.name, relative(a.detach()[:1], b), "relative")
 
@@ -184,7 +196,9 @@ def measure(note: Note) -> None:
     """Every row. One that fails says so, and the others go on."""
     bandwidth = copying()
     note(OP, "2 GiB", "copy", "torch", bandwidth / 1e9, "TB/s")
-    attempt([functools.partial(measure_case, note, bandwidth, case) for case in CASES])
+    rate = matmul()
+    note(OP, "8192^3", "matmul", "torch", rate / 1e9, "TFLOP/s")
+    attempt([functools.partial(measure_case, note, bandwidth, rate, case) for case in CASES])
 
 
 def main() -> None:

@@ -96,11 +96,18 @@ def carried(given, cotangents, implementation, feature_map, normalise, **setting
 
 @CASES
 @pytest.mark.parametrize(
-    ("shape", "chunk"),
-    [((2, 0, 1, 4, 3), 4), ((1, 1, 1, 4, 3), 4), ((2, 13, 2, 5, 7), 4), ((1, 40, 1, 4, 140), None)],
+    ("shape", "chunk", "segments"),
+    [
+        ((2, 0, 1, 4, 3), 4, 1),
+        ((1, 1, 1, 4, 3), 4, 1),
+        ((2, 13, 2, 5, 7), 4, 1),
+        ((1, 21, 2, 4, 3), 4, 3),
+        ((1, 40, 1, 4, 140), None, 1),
+    ],
     ids=str,
 )
-def test_from_a_state_to_a_state(shape, chunk, feature_map, normalise, decay):
+def test_from_a_state_to_a_state(shape, chunk, segments, feature_map, normalise, decay, monkeypatch):
+    monkeypatch.setattr(launch, "segments", lambda *_: segments)
     batch, _, heads, f, dv = shape
     q, k, v, *rest = inputs(*shape, feature_map, decay)
     nf = launch.width(f, feature_map == "taylor")
@@ -166,14 +173,14 @@ def test_both_ways_to_the_gradients_agree():
     """One program for a short chunk, or one for its queries and one for its keys, whatever their blocks."""
     q, k, v, g = (x.detach() for x in inputs(2, 30, 2, 5, 7, decay="token"))
     options = launch.Options(True, True, 1e-6, 30)
-    o, den, *_ = launch.launch_forward(q, k, v, g, None, None, options, False)
+    o, den, _, _ = launch.launch_forward(q, k, v, g, None, None, options, False)
     size = (30, 5, 7, torch.float32)
     assert launch.whole_blocks(*size) is not None
     ways = [(launch.whole_blocks(*size), None, None)]
     for rows, cols in ((16, 32), (32, 16), (16, 16)):
         ways.append((None, *[launch.Blocks(rows, cols, 4, 1)] * 2))
     none = (None, None)
-    got = [launch.launch_backward(v, q, k, v, g, *none, o, den, *none, options, way)[:4] for way in ways]
+    got = [launch.launch_backward(v, q, k, v, g, *none, o, den, None, *none, options, way)[:4] for way in ways]
     for other in got[1:]:
         near(other, got[0])
 
@@ -262,8 +269,8 @@ def test_vmap_of_the_gradient_is_a_loop(dim):
 
     def gradients(q, k, v, g):
         none = (None, None)
-        o, den, *_ = triton.forward(q, k, v, g, *none, *options, False)
-        return triton.backward(v, q, k, v, g, *none, o, den, *none, *options)[:4]
+        o, den, _, _, *past = triton.forward(q, k, v, g, *none, *options, False, True)
+        return triton.backward(v, q, k, v, g, *none, o, den, *past, *none, *options)[:4]
 
     got = torch.func.vmap(gradients, in_dims=(0, 0, 0, dim))(q, k, v, g)
     loop = [gradients(q[i], k[i], v[i], g if dim is None else g[i]) for i in range(3)]
@@ -297,10 +304,10 @@ def test_the_ops_hold_what_torch_asks_of_them(decay, carries):
     state = [torch.zeros(1, 1, 15, 5), torch.zeros(1, 1, 15)] if carries else [None, None]
     options = (True, True, 1e-6, 4)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton.forward, (*given, *state, *options, carries), test_utils=checks)
+    torch.library.opcheck(triton.forward, (*given, *state, *options, carries, True), test_utils=checks)
     plain = [x if x is None else x.detach() for x in given]
-    o, den, *_ = triton.forward(*plain, *state, *options, carries)
-    torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, *state, o, den, *state, *options))
+    o, den, _, _, *past = triton.forward(*plain, *state, *options, carries, True)
+    torch.library.opcheck(triton.backward, (torch.ones_like(o), *plain, *state, o, den, *past, *state, *options))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +363,8 @@ def test_short_sequences_are_one_chunk():
     assert triton.chunk_of(256, 16, 16, False, False, None) == 256
     assert triton.chunk_of(900, 16, 64, True, False, None) == 900
     assert triton.chunk_of(900, 16, 64, False, False, None) == 128
-    assert triton.chunk_of(900, 16, 64, True, True, None) == 128
+    assert triton.chunk_of(900, 16, 64, True, True, None) == 256
+    assert triton.chunk_of(9000, 64, 64, True, False, None) == 1024
     assert triton.chunk_of(0, 16, 64, True, True, None) == 1
     assert triton.chunk_of(9000, 256, 64, True, False, 8000) == 2048
 

@@ -10,14 +10,14 @@ from interpreter import needs_triton, run
 from zoology.kernels.linear_attention import linear_attention
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 RATIO, FLOOR = 1.3, {torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 """Errors may be RATIO times the reference's, or FLOOR, that of a few roundings."""
 
 
 @needs_triton
-def test_the_kernels_in_the_interpreter():
-    run("interpreted_linear_attention.py")
+@pytest.mark.parametrize("file", ["interpreted_linear_attention.py", "interpreted_linear_attention_blocks.py"])
+def test_the_kernels_in_the_interpreter(file):
+    run(file)
 
 
 def inputs(batch, time, heads, f, dv, dtype, feature_map="taylor", decay=None, seed=0):
@@ -57,24 +57,34 @@ def error(got, want):
     return float((got.double() - want).norm() / want.norm())
 
 
+SHAPES = [
+    ((3, 33, 2, 5, 20), None),
+    ((4, 64, 2, 16, 64), None),
+    ((2, 257, 2, 24, 64), None),
+    ((2, 2100, 2, 16, 64), None),
+    ((4, 128, 1, 16, 128), None),
+    ((2, 300, 1, 40, 150), None),
+    ((2, 2048, 2, 16, 64), None),
+    ((2, 900, 1, 24, 40), 700),
+]
+"""B, T, H, f, dv, and where it is cut."""
+FUNCTIONS = [
+    ("taylor", True, None),
+    ("identity", True, "token"),
+    ("taylor", False, "token"),
+    ("identity", False, "head"),
+]
+"""Feature map, whether normalised, and decay. Other dtypes than bfloat16 take half of all: each compiles anew."""
+
+
 @pytest.mark.gpu
 @GPU
-@DTYPES
 @pytest.mark.parametrize(
-    ("feature_map", "normalise", "decay"),
-    [("taylor", True, None), ("taylor", False, "token"), ("identity", True, "token"), ("identity", False, "head")],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    ("shape", "cut"),
+    ("dtype", "shape", "cut", "feature_map", "normalise", "decay"),
     [
-        ((3, 33, 2, 5, 20), None),
-        ((4, 64, 2, 16, 64), None),
-        ((4, 128, 1, 16, 128), None),
-        ((2, 257, 2, 24, 64), None),
-        ((2, 300, 1, 40, 150), None),
-        ((2, 1100, 2, 16, 64), None),
-        ((2, 900, 1, 24, 40), 700),
+        *((torch.bfloat16, *shape, *function) for shape in SHAPES for function in FUNCTIONS),
+        *((torch.float16, *shape, *function) for shape in SHAPES[:4] for function in FUNCTIONS[:2]),
+        *((torch.float32, *shape, *function) for shape in SHAPES[:4] for function in FUNCTIONS[:2]),
     ],
     ids=str,
 )

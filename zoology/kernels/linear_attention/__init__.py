@@ -93,11 +93,12 @@ def linear_attention(
         log_decay = log_decay.expand(1, q.shape[1], -1)  # one row for the whole batch, and no copy
     taylor, carried = feature_map == "taylor", state is not None or output_state
     chunk = triton.chunk_of(q.shape[1], q.shape[-1], v.shape[-1], taylor, carried, chunk_size)
-    options = (taylor, normalise, eps, chunk, output_state)
+    save = torch.is_grad_enabled() and triton.saves(q.shape[-1], min(v.shape[-1], triton.MAX_VALUE), taylor, chunk)
+    options = (taylor, normalise, eps, chunk, output_state, save)
     # A program holds so many values of a token, and no more.
     values = v.split(triton.MAX_VALUE, -1)
     sums, z = (None, None) if state is None else state
     before = [None] * len(values) if sums is None else sums.split(triton.MAX_VALUE, -1)
     parts = [triton.forward(q, k, x, log_decay, kv, z, *options) for x, kv in zip(values, before, strict=True)]
-    o, kv = (x[0] if len(x) == 1 else torch.cat(x, -1) for x in list(zip(*parts, strict=True))[::2])
+    o, kv = (x[0] if len(x) == 1 else torch.cat(x, -1) for x in list(zip(*parts, strict=True))[:4:2])
     return o.to(dtype), LinearAttentionState(kv, parts[0][3]) if output_state else None

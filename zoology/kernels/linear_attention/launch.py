@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoology.kernels.linear_attention import between, inside
+from zoology.kernels.linear_attention.monomials import kept, period
 
 
 class Blocks(NamedTuple):
@@ -56,12 +57,18 @@ def width(f: int, taylor: bool) -> int:
     return (f + 1) * (f + 2) // 2 if taylor else f
 
 
+def _registers(most: int, f: int, dv: int, dtype: torch.dtype) -> int | None:
+    """`most` where little or nothing spills then: in bfloat16, as of float16 the factors are in float32."""
+    return most if max(f, dv) <= 64 and dtype == torch.bfloat16 else None
+
+
 def output_blocks(length: int, f: int, dv: int, dtype: torch.dtype, decayed: bool) -> Blocks:
     """The forward kernel's blocks, for a chunk of `length` tokens."""
     if dtype == torch.float32:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 128 else 16, 4, 1)
     cols = 64 if f <= 128 and not decayed else 32
-    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, 2 if f <= 128 else 1)
+    stages = 3 if max(f, dv) <= 64 else 2 if f <= 128 else 1
+    return Blocks(min(64, padded(length)), min(cols, padded(length)), 4, stages, _registers(128, f, dv, dtype))
 
 
 def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
@@ -70,7 +77,8 @@ def gradient_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks:
         return Blocks(min(32, padded(length)), 32 if max(f, dv) <= 64 else 16, 4, 1)
     if f > 128:
         return Blocks(min(32, padded(length)), min(32, padded(length)), 4, 1)
-    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, 2)
+    stages, registers = 3 if f <= 32 else 2, _registers(128, f, dv, dtype)
+    return Blocks(min(64, padded(length)), min(32, padded(length)), 4, stages, registers)
 
 
 def whole_blocks(length: int, f: int, dv: int, dtype: torch.dtype) -> Blocks | None:
@@ -86,7 +94,9 @@ def state_blocks(nf: int, dv: int, dtype: torch.dtype) -> Blocks:
     """Tokens at a time (rows), features of a program (cols)."""
     if dtype == torch.float32:
         return Blocks(16, 32 if nf > 16 else 16, 4, 1)
-    return Blocks(64, min(32, padded(nf)), 4, 2)
+    if nf > 64:  # 64 rows are what a product of four warps has at least
+        return Blocks(64, 64, 4, 3 if dv <= 64 else 2, _registers(168, 1, dv, dtype))
+    return Blocks(64, min(32, padded(nf)), 4, 3 if dv <= 64 else 2)
 
 
 def feature_tile(nf: int) -> int:
@@ -95,9 +105,9 @@ def feature_tile(nf: int) -> int:
 
 
 def segments(chunks: int, programs: int, processors: int) -> int:
-    """Pieces of a sequence whose sums are made side by side, so that each processor has three programs, of at least
-    four chunks."""
-    return max(1, min(triton.cdiv(3 * processors, programs), chunks // 4))
+    """Pieces of a sequence whose sums are made side by side: as many of at least four chunks as fill the places for
+    programs, three on each processor."""
+    return max(1, min(3 * processors // programs, chunks // 4))
 
 
 class Problem:
@@ -106,7 +116,7 @@ class Problem:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, options: Options):
         self.q, self.k, self.v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         self.batch, self.time, self.heads, self.f = q.shape
-        self.dv, self.nf = v.shape[-1], width(q.shape[-1], options.taylor)
+        self.dv, self.nf, self.kept = v.shape[-1], width(self.f, options.taylor), kept(self.f, options.taylor)
         self.options, self.chunk = options, min(options.chunk, self.time)
         self.chunks = triton.cdiv(self.time, self.chunk)
         self.decayed = log_decay is not None
@@ -122,10 +132,10 @@ class Problem:
         """One number for each token and head, if there."""
         return self.float32(self.batch, self.heads, self.time) if there else self.float32(0)
 
-    def states(self, *number: int, dtype: torch.dtype = torch.float32) -> States:
-        """Room for `number` states of each head."""
-        kv = self.q.new_empty(self.batch, self.heads, *number, self.nf, self.dv, dtype=dtype)
-        return States(kv, self.float32(self.batch, self.heads, *number, self.nf if self.options.normalise else 0))
+    def states(self, *number: int, width: int, dtype: torch.dtype = torch.float32) -> States:
+        """Room for `number` states of each head, of `width` features."""
+        kv = self.q.new_empty(self.batch, self.heads, *number, width, self.dv, dtype=dtype)
+        return States(kv, self.float32(self.batch, self.heads, *number, width if self.options.normalise else 0))
 
     def grid(self, rows: int) -> tuple[int]:
         return (self.batch * self.heads * self.chunks * triton.cdiv(self.chunk, rows),)
@@ -139,6 +149,10 @@ class Problem:
         strides = (s for x in (self.q, self.k, self.v) for s in x.stride()[:3])
         return (*self.sizes, *strides, self.f**-0.5 if self.options.taylor else 1.0, self.options.eps)
 
+    def even(self, block: int) -> bool:
+        """Whether blocks of so many tokens are all full."""
+        return self.time % block == 0 and self.chunk % block == 0
+
     def constants(self, blocks: Blocks) -> dict[str, Any]:
         return {
             "F": self.f,
@@ -150,6 +164,7 @@ class Problem:
             "NORMALISE": self.options.normalise,
             "DECAY": self.decayed,
             "NARROW": tl.bfloat16 if self.narrow == torch.bfloat16 else tl.float32,
+            "EVEN": self.even(max(blocks.rows, blocks.cols)),
             "PRECISION": "tf32" if self.q.dtype == torch.float16 else "ieee",
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
@@ -158,7 +173,8 @@ class Problem:
 
     def of_features(self) -> dict[str, int]:
         """How many of the features are made at a time: all that are loaded, without a map."""
-        return {"NF": self.nf, "FT": feature_tile(self.nf) if self.options.taylor else padded(self.f)}
+        tile = feature_tile(self.kept) if self.options.taylor else padded(self.f)
+        return {"PERIOD": period(self.f), "KEPT": self.kept, "FT": tile}
 
     def _cumulative(self, log_decay: Tensor) -> tuple[Tensor, Tensor]:
         near, rest = (self.float32(self.rows, self.heads, self.time) for _ in range(2))
@@ -173,45 +189,62 @@ class Problem:
         y: Tensor,
         start: States | None,
         keep: bool,
-        den: Tensor | None = None,
+        share: Tensor | None = None,
         delta: Tensor | None = None,
-        others: States | None = None,
+        reverse: bool = False,
         blocks: Blocks | None = None,
         pieces: int | None = None,
-    ) -> tuple[States, States, Tensor]:
-        """The states around each chunk, and the last in float32 if `keep`; backward if there are `others`, and then
-        also the sums of their products, (B, H, N, tiles)."""
-        reverse = others is not None
-        b = blocks or state_blocks(self.nf, self.dv, self.q.dtype)
-        tiles = triton.cdiv(self.nf, b.cols)
+    ) -> tuple[States, States]:
+        """The states around each chunk; and if `keep` the last, in float32, as it is returned."""
+        b = blocks or state_blocks(self.kept, self.dv, self.q.dtype)
+        tiles = triton.cdiv(self.kept, b.cols)
         programs = self.batch * self.heads * tiles
         cuda = x.device.type == "cuda"
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count if cuda else 8
         per = triton.cdiv(self.chunks, pieces or segments(self.chunks, programs, processors))
         count = triton.cdiv(self.chunks, per)
-        out = self.states(self.chunks if reverse else self.chunks + 1, dtype=self.narrow)
-        end = self.states() if keep else out
-        sums = self.states(count) if count > 1 else out
+        out = self.states(self.chunks if reverse else self.chunks + 1, width=self.kept, dtype=self.narrow)
+        end = self.states(width=self.nf) if keep else out
+        sums = self.states(count, width=self.kept) if count > 1 else out
         fades = self.float32(self.batch, self.heads, count)
-        ends = self.float32(*((self.batch, self.heads, self.chunks, tiles) if reverse and self.decayed else (0,)))
-        for store in (False, True) if count > 1 else (True,):
-            between.states_kernel[(programs * count,)](
-                x, y, self.near, self.rest, out.z if den is None else den, out.z if delta is None else delta,
-                *(start or out), *sums, fades, *out, *end, *(others or out), ends, *self.sizes,
-                *x.stride()[:3], *y.stride()[:3], self.options.eps, per, count,
-                NF=self.nf, FT=b.cols, REVERSE=reverse, STORE=store, START=start is not None, END=keep,
-                **self.constants(b),
+        constants = {
+            **self.constants(b),
+            "EVEN": self.even(b.rows),
+            "FT": b.cols,
+            "PERIOD": period(self.f),
+            "KEPT": self.kept,
+            "NF": self.nf,
+        }
+        between.states_kernel[(programs * count,)](
+            x, y, self.near, self.rest, out.z if share is None else share, out.z if delta is None else delta,
+            *(start or out), *sums, fades, *out, *end, *self.sizes,
+            *x.stride()[:3], *y.stride()[:3], per, count,
+            REVERSE=reverse, SPLIT=count > 1, START=start is not None, END=keep, **constants,
+        )  # fmt: skip
+        if count > 1:
+            between.carry_kernel[(programs * (self.chunks + 1),)](
+                self.near, self.rest, *sums, fades, *out, *end, *self.sizes, per, count,
+                FT=b.cols, REVERSE=reverse, END=keep, NF=self.nf, **self.of_states(),
             )  # fmt: skip
-        return out, end, ends
+        return out, end
 
-    def decay_gradient(self, across: Tensor, down: Tensor | None, ends: Tensor | None) -> Tensor:
+    def of_states(self) -> dict[str, Any]:
+        """Constants of the kernels that read states alone."""
+        names = ("F", "V", "VW", "TAYLOR", "NORMALISE", "DECAY")
+        constants = self.constants(Blocks(1, 1, 4, 1))
+        return {**{name: constants[name] for name in names}, "PERIOD": period(self.f), "KEPT": self.kept}
+
+    def decay_gradient(
+        self, across: Tensor, down: Tensor | None, past: States | None, future: States | None, end: bool
+    ) -> Tensor:
         """The gradient of the decays, (P, T, H) in float32."""
         dg = self.float32(self.batch, self.time, self.heads)
-        tiles = 1 if ends is None else ends.shape[-1]
+        constants = self.of_states()
+        del constants["DECAY"]
         between.decay_gradient_kernel[(self.batch * self.heads * self.chunks,)](
-            across, across if down is None else down, across if ends is None else ends, dg, *self.sizes[:3],
-            BLOCK=triton.next_power_of_2(self.chunk), TILES=tiles, PADDED=triton.next_power_of_2(tiles),
-            BOTH=down is not None, FUTURE=ends is not None,
+            across, across if down is None else down, *(past or (dg, dg)), *(future or (dg, dg)), dg, *self.sizes[:3],
+            FT=min(32, padded(self.kept)), BLOCK=triton.next_power_of_2(self.chunk), BOTH=down is not None,
+            FUTURE=future is not None, END=end, **constants,
         )  # fmt: skip
         return dg if self.rows == self.batch else dg.unflatten(0, (self.rows, -1)).sum(1)
 
@@ -234,20 +267,21 @@ def launch_forward(
     options: Options,
     keep: bool,
     blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The forward kernels, with `blocks` of the output's from the table or given; see `triton.forward`."""
+) -> tuple[Tensor, Tensor, States | None, States | None]:
+    """The forward kernels, with `blocks` of the output's from the table or given: o, and one over its sums of weights;
+    the state after the last token, if `keep`; and the states between chunks, if there are any. See `triton.forward`."""
     p = Problem(q, k, v, log_decay, options)
-    o, den = v.new_empty(v.shape), p.tokens(options.normalise)
+    o, share = v.new_empty(v.shape), p.tokens(options.normalise)
     start, past, end = _state(kv, z), None, None
     if p.chunks > 1 or start is not None or keep:
-        past, end, _ = p.run_states(p.k, p.v, start, keep)
+        past, end = p.run_states(p.k, p.v, start, keep)
     reads = p.chunks > 1 or start is not None
     b = blocks or output_blocks(p.chunk, p.f, p.dv, q.dtype, p.decayed)
     inside.output_kernel[p.grid(b.rows)](
-        p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, den, *p.numbers,
+        p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, share, *p.numbers,
         COLS=b.cols, PAST=reads, START=start is not None, **p.of_features(), **p.constants(b),
     )  # fmt: skip
-    return o, den, *(end if keep else (o, o))
+    return o, share, end if keep else None, past
 
 
 def launch_backward(
@@ -259,38 +293,39 @@ def launch_backward(
     kv: Tensor | None,
     z: Tensor | None,
     o: Tensor,
-    den: Tensor,
+    share: Tensor,
+    past: States | None,
     dkv: Tensor | None,
     dz: Tensor | None,
     options: Options,
     blocks: tuple[Blocks | None, Blocks, Blocks] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, States | None]:
-    """The gradient kernels, with blocks (of the whole, dq's, dk's) from the table or given; see `triton.backward`."""
+    """The gradient kernels, with blocks (of the whole, dq's, dk's) from the table or given. `past` are the states that
+    the forward pass made, which are made again where they are None. See `triton.backward`."""
     p = Problem(q, k, v, log_decay, options)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     size = (p.chunk, p.f, p.dv, q.dtype)
     whole, for_q, for_k = blocks or (whole_blocks(*size), gradient_blocks(*size), gradient_blocks(*size))
-    do, across, down, ends, first = do.contiguous(), p.tokens(p.decayed), None, None, None
+    do, across, down, future, first = do.contiguous(), p.tokens(p.decayed), None, None, None
     start, end = _state(kv, z), _state(dkv, dz)
     if whole is not None and p.chunks == 1 and start is None and end is None:
         inside.gradient_kernel[p.grid(whole.rows)](
             p.q, p.k, p.v, p.near, p.rest, do, dq, dk, dv, across, *p.numbers, **p.constants(whole)
         )
     else:
-        past = future = None
         reads, gives = p.chunks > 1 or start is not None, p.chunks > 1 or end is not None
-        if reads or gives:
-            past, _, _ = p.run_states(p.k, p.v, start, keep=False)
+        if past is None and (reads or gives):
+            past, _ = p.run_states(p.k, p.v, start, keep=p.decayed and end is not None)
         delta, down = p.tokens(options.normalise), p.tokens(p.decayed)
         inside.query_gradient_kernel[p.grid(for_q.rows)](
-            p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, den, do, dq, delta, across, *p.numbers,
+            p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, share, do, dq, delta, across, *p.numbers,
             COLS=for_q.cols, PAST=reads, START=start is not None, **p.of_features(), **p.constants(for_q),
         )  # fmt: skip
         if reads or gives:
-            future, first, ends = p.run_states(p.q, do, end, start is not None, den, delta, past)
+            future, first = p.run_states(p.q, do, end, start is not None, share, delta, reverse=True)
         inside.key_gradient_kernel[p.grid(for_k.rows)](
-            p.q, p.k, p.v, p.near, p.rest, *(future or (o, o)), den, do, dk, dv, delta, down, *p.numbers,
+            p.q, p.k, p.v, p.near, p.rest, *(future or (o, o)), share, do, dk, dv, delta, down, *p.numbers,
             COLS=for_k.cols, FUTURE=gives, END=end is not None, **p.of_features(), **p.constants(for_k),
         )  # fmt: skip
-    dg = p.decay_gradient(across, down, ends) if p.decayed else None
+    dg = p.decay_gradient(across, down, past, future, end is not None) if p.decayed else None
     return dq, dk, dv, dg, None if start is None else first

@@ -11,30 +11,49 @@ def place(T, H, chunk, BLOCK: tl.constexpr):
     chunks = tl.cdiv(T, chunk)
     program = tl.program_id(0)
     n = program // blocks % chunks
-    row = (program // blocks // chunks).to(tl.int64)
-    return row // H, row % H, n, tl.minimum(chunk, T - n * chunk), program % blocks
+    row = program // blocks // chunks
+    return (row // H).to(tl.int64), (row % H).to(tl.int64), n, tl.minimum(chunk, T - n * chunk), program % blocks
 
 
 @triton.jit
-def tile(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Rows of a matrix whose elements lie dense along them; 0 beyond `length` and `WIDTH`."""
+def tile(base, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, ALL: tl.constexpr = False):
+    """Rows of a matrix whose elements lie dense along them; 0 beyond `length`, unless ALL are within, and `WIDTH`."""
     columns = tl.arange(0, PADDED)
-    mask = (rows < length)[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+    at = base + rows[:, None] * stride + columns[None, :]
+    if ALL and WIDTH == PADDED:
+        x = tl.load(at)
+    elif ALL:
+        x = tl.load(at, mask=(columns < WIDTH)[None, :], other=0.0)
+    elif WIDTH == PADDED:
+        x = tl.load(at, mask=(rows < length)[:, None], other=0.0)
+    else:
+        x = tl.load(at, mask=(rows < length)[:, None] & (columns < WIDTH)[None, :], other=0.0)
+    return x
 
 
 @triton.jit
-def put(base, x, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def put(base, x, rows, stride, length, WIDTH: tl.constexpr, PADDED: tl.constexpr, ALL: tl.constexpr = False):
     columns = tl.arange(0, PADDED)
-    mask = (rows < length)[:, None] & (columns < WIDTH)[None, :]
-    tl.store(base + rows[:, None] * stride + columns[None, :], x, mask=mask)
+    at = base + rows[:, None] * stride + columns[None, :]
+    if ALL and WIDTH == PADDED:
+        tl.store(at, x)
+    elif ALL:
+        tl.store(at, x, mask=(columns < WIDTH)[None, :])
+    else:
+        tl.store(at, x, mask=(rows < length)[:, None] & (columns < WIDTH)[None, :])
 
 
 @triton.jit
-def weight(s, TAYLOR: tl.constexpr):
-    """w of the (scaled) score."""
+def numbers(base, rows, length, ALL: tl.constexpr):
+    """One for each row; 0 beyond `length`, unless ALL are within."""
+    return tl.load(base + rows) if ALL else tl.load(base + rows, mask=rows < length, other=0.0)
+
+
+@triton.jit
+def weight(s, scale, TAYLOR: tl.constexpr):
+    """w of the score, which is scaled here."""
     if TAYLOR:
-        return 0.5 * (1.0 + s) * (1.0 + s) + 0.5
+        return s * (s * (0.5 * scale * scale) + scale) + 1.0
     return s
 
 
@@ -42,7 +61,7 @@ def weight(s, TAYLOR: tl.constexpr):
 def slope(s, scale, TAYLOR: tl.constexpr):
     """The derivative of w by the score before it is scaled."""
     if TAYLOR:
-        return (1.0 + s) * scale
+        return s * (scale * scale) + scale
     return tl.full(s.shape, 1.0, tl.float32)
 
 

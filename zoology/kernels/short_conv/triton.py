@@ -29,11 +29,12 @@ TOGETHER = 1024
 
 
 class Blocks(NamedTuple):
-    """What a kernel is compiled for: tokens and channels of a tile, warps in a program."""
+    """What a kernel is compiled for: tokens and channels of a tile, warps in a program, tiles that it goes over."""
 
     time: int
     width: int
     warps: int
+    steps: int = 1
 
 
 def forward_blocks(width: int) -> Blocks:
@@ -42,15 +43,19 @@ def forward_blocks(width: int) -> Blocks:
     return Blocks(2048 // width, width, 4)
 
 
-def backward_blocks(width: int) -> Blocks:
-    """The backward kernel's blocks, for D channels: the fastest of fifteen on an H100, where every further warp that
-    must meet the others for a tile's sums costs more than it does."""
-    width = min(64, max(16, triton.next_power_of_2(width)))
-    return Blocks(2048 // width, width, 2)
+def backward_blocks(width: int, slots: int) -> Blocks:
+    """The backward kernel's blocks, for D channels and so many sums: the fastest of thirteen on an H100, or near it.
+
+    A thread keeps its own sums of some tiles, as to add those of all threads costs as much as a tile; and a warp alone
+    waits for no other. Where its sums would not fit its registers there are more.
+    """
+    narrow = min(64, max(16, triton.next_power_of_2(width)))
+    warps = 4 if width < 64 else 1 if slots <= 4 else 2
+    return Blocks(1024 // narrow, narrow, warps, 4 * warps)
 
 
 @triton.jit(do_not_specialize=["B", "T"])
-def _forward_kernel(
+def short_conv_kernel(
     x, weight, bias, state, y, B, T, x_r, x_b, x_t, w_r, b_r,
     D: tl.constexpr, TAPS: tl.constexpr, STATE: tl.constexpr, BIAS: tl.constexpr,
     TIME: tl.constexpr, WIDTH: tl.constexpr,
@@ -84,10 +89,10 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["B", "T", "tiles"])
-def _backward_kernel(
+def short_conv_gradient_kernel(
     grad, x, weight, state, by_x, by_state, sums, B, T, tiles, g_r, g_b, g_t, x_r, x_b, x_t, w_r,
     D: tl.constexpr, TAPS: tl.constexpr, STATE: tl.constexpr, BIAS: tl.constexpr,
-    TIME: tl.constexpr, WIDTH: tl.constexpr,
+    TIME: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     KEPT: tl.constexpr = TAPS - 1 if STATE else 0
     SLOTS: tl.constexpr = TAPS + 1 if BIAS else TAPS
@@ -96,38 +101,49 @@ def _backward_kernel(
     tile = tl.program_id(0) // parts % tiles
     replica = (tl.program_id(0) // parts // tiles).to(tl.int64)
     wide = (dims < D)[None, :]
-    token = tile * TIME + tl.arange(0, TIME)  # of all sequences, one after the other
-    batch = (token // (T + KEPT)).to(tl.int64)
-    time = (token % (T + KEPT)).to(tl.int64) - KEPT
-    inside = batch < B
-    there = (inside & (time >= 0))[:, None] & wide
     x += replica * x_r
-    own = tl.load(x + (batch * x_b + time * x_t)[:, None] + dims[None, :], mask=there, other=0.0).to(tl.float32)
-    row = replica * B + batch
-    if STATE:
-        before = (inside & (time < 0))[:, None] & wide
-        kept = (row * KEPT + time + KEPT)[:, None] * D + dims[None, :]
-        own = tl.where(before, tl.load(state + kept, mask=before, other=0.0).to(tl.float32), own)
-    out = tl.zeros([TIME, WIDTH], tl.float32)
     grad += replica * g_r
-    g_at = (batch * g_b + time * g_t)[:, None] + dims[None, :]
     weight += replica * w_r + dims * TAPS
+    zero = tl.zeros([TIME, WIDTH], tl.float32)
+    taps, by_taps, by_bias = (), (), zero  # tuples grow by +: Triton unpacks none
+    for j in tl.static_range(TAPS):
+        taps = taps + (tl.load(weight + TAPS - 1 - j, mask=dims < D, other=0.0).to(tl.float32)[None, :],)  # noqa: RUF005
+        by_taps = by_taps + (zero,)  # noqa: RUF005
+    for step in range(STEPS):
+        token = (tile * STEPS + step) * TIME + tl.arange(0, TIME)  # of all sequences, one after the other
+        batch = (token // (T + KEPT)).to(tl.int64)
+        time = (token % (T + KEPT)).to(tl.int64) - KEPT
+        inside = batch < B
+        there = (inside & (time >= 0))[:, None] & wide
+        own = tl.load(x + (batch * x_b + time * x_t)[:, None] + dims[None, :], mask=there, other=0.0).to(tl.float32)
+        row = replica * B + batch
+        if STATE:
+            before = (inside & (time < 0))[:, None] & wide
+            kept = (row * KEPT + time + KEPT)[:, None] * D + dims[None, :]
+            own = tl.where(before, tl.load(state + kept, mask=before, other=0.0).to(tl.float32), own)
+        out = zero
+        g_at = (batch * g_b + time * g_t)[:, None] + dims[None, :]
+        sums_of = ()
+        for j in tl.static_range(TAPS):
+            later = (inside & (time + j >= 0) & (time + j < T))[:, None] & wide
+            g = tl.load(grad + j * g_t + g_at, mask=later, other=0.0).to(tl.float32)
+            out += taps[j] * g
+            sums_of = sums_of + (by_taps[j] + g * own,)  # noqa: RUF005
+            if BIAS and j == 0:
+                by_bias += g
+        by_taps = sums_of
+        tl.store(by_x + (row * T + time)[:, None] * D + dims[None, :], out, mask=there)
+        if STATE:
+            tl.store(by_state + kept, out, mask=before)
     sums += (tile.to(tl.int64) + replica * tiles) * SLOTS * D + dims
     for j in tl.static_range(TAPS):
-        later = (inside & (time + j >= 0) & (time + j < T))[:, None] & wide
-        g = tl.load(grad + j * g_t + g_at, mask=later, other=0.0).to(tl.float32)
-        tap = tl.load(weight + TAPS - 1 - j, mask=dims < D, other=0.0)
-        out += tap.to(tl.float32)[None, :] * g
-        tl.store(sums + j * D, tl.sum(g * own, 0), mask=dims < D)
-        if BIAS and j == 0:
-            tl.store(sums + TAPS * D, tl.sum(g, 0), mask=dims < D)
-    tl.store(by_x + (row * T + time)[:, None] * D + dims[None, :], out, mask=there)
-    if STATE:
-        tl.store(by_state + kept, out, mask=before)
+        tl.store(sums + j * D, tl.sum(by_taps[j], 0), mask=dims < D)
+    if BIAS:
+        tl.store(sums + TAPS * D, tl.sum(by_bias, 0), mask=dims < D)
 
 
 @triton.jit(do_not_specialize=["tiles"])
-def _sum_kernel(
+def short_conv_sum_kernel(
     sums, by_weight, by_bias, tiles,
     D: tl.constexpr, TAPS: tl.constexpr, SLOTS: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +166,7 @@ def _sum_kernel(
 
 
 @triton.jit(do_not_specialize=["B"])
-def _step_kernel(
+def short_conv_step_kernel(
     x, weight, bias, state, y, after, B, x_r, x_b, w_r, b_r,
     D: tl.constexpr, TAPS: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -198,7 +214,7 @@ def launch_forward(
     bias = None if bias is None else _taps_dense(bias)
     state = None if state is None or weight.shape[2] == 1 else state.contiguous()
     b = blocks or forward_blocks(d)
-    _forward_kernel[(replicas * batch * triton.cdiv(time, b.time) * triton.cdiv(d, b.width),)](
+    short_conv_kernel[(replicas * batch * triton.cdiv(time, b.time) * triton.cdiv(d, b.width),)](
         x, weight, x if bias is None else bias, x if state is None else state, y, batch, time, *x.stride()[:3],
         weight.stride(0), 0 if bias is None else bias.stride(0),
         D=d, TAPS=weight.shape[2], STATE=state is not None, BIAS=bias is not None, TIME=b.time, WIDTH=b.width,
@@ -223,17 +239,17 @@ def launch_backward(
         return by_x, by_state.zero_(), by_weight.zero_(), by_bias.zero_()
     grad, x, weight = _channels_dense(grad), _channels_dense(x), _taps_dense(weight)
     state = None if state is None or taps == 1 else state.contiguous()
-    b = blocks or backward_blocks(d)
-    tiles = triton.cdiv(batch * (time + (0 if state is None else taps - 1)), b.time)
     slots = taps if bias is None else taps + 1
+    b = blocks or backward_blocks(d, slots)
+    tiles = triton.cdiv(batch * (time + (0 if state is None else taps - 1)), b.time * b.steps)
     sums = x.new_empty(replicas, tiles, slots, d, dtype=torch.float32)
-    _backward_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
+    short_conv_gradient_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         grad, x, weight, x if state is None else state, by_x, by_state, sums, batch, time, tiles,
         *grad.stride()[:3], *x.stride()[:3], weight.stride(0),
         D=d, TAPS=taps, STATE=state is not None, BIAS=bias is not None, TIME=b.time, WIDTH=b.width,
-        num_warps=b.warps,
+        STEPS=b.steps, num_warps=b.warps,
     )  # fmt: skip
-    _sum_kernel[(replicas * slots * triton.cdiv(d, SUM_WIDTH),)](
+    short_conv_sum_kernel[(replicas * slots * triton.cdiv(d, SUM_WIDTH),)](
         sums, by_weight, by_bias, tiles,
         D=d, TAPS=taps, SLOTS=slots, TILES=min(TOGETHER, max(16, triton.next_power_of_2(tiles))), WIDTH=SUM_WIDTH,
         num_warps=8,
@@ -251,7 +267,7 @@ def launch_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
         bias = None if bias is None else _taps_dense(bias)
         width = min(128, max(16, triton.next_power_of_2(d)))
         rows = 1024 // width
-        _step_kernel[(replicas * triton.cdiv(batch, rows) * triton.cdiv(d, width),)](
+        short_conv_step_kernel[(replicas * triton.cdiv(batch, rows) * triton.cdiv(d, width),)](
             x, weight, x if bias is None else bias, state, y, after, batch, *x.stride()[:2],
             weight.stride(0), 0 if bias is None else bias.stride(0),
             D=d, TAPS=taps, BIAS=bias is not None, ROWS=rows, WIDTH=width, num_warps=4,

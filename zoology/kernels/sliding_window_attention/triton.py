@@ -22,7 +22,7 @@ from torch import Tensor
 from zoology.kernels import hopper
 from zoology.kernels.replicas import fold, unfold
 
-MAX_WIDTH = 128
+MAX_WIDTH = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = 1.4426950408889634
 
@@ -39,15 +39,13 @@ def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     """The forward kernel's blocks, for a head width that is a power of two: of eleven, the fastest or near it on an
     H100 at eight shapes of a sweep."""
     if dtype == torch.float32:
-        return Blocks(32, 32, 4) if width <= 64 else Blocks(16, 16, 4)
+        return Blocks(32, 32, 4)
     return Blocks(32, 32, 2) if width <= 32 else Blocks(64, 32, 4)
 
 
 def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
     """The backward kernels' blocks; see `forward_blocks`."""
-    if dtype == torch.float32 and width > 64:
-        return Blocks(16, 16, 4)
-    return Blocks(32, 32, 4 if dtype == torch.float32 or width > 64 else 2)
+    return Blocks(32, 32, 4 if dtype == torch.float32 else 2)
 
 
 @triton.jit
@@ -59,7 +57,7 @@ def _load(x, first, index, limit, stride, dims, D: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window"])
-def _forward_kernel(
+def sliding_window_kernel(
     q, k, v, o, log_sum, T, S, H, window, scale, q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h,
     D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +94,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window"])
-def _query_kernel(
+def sliding_window_query_kernel(
     q, k, v, o, grad, log_sum, by_q, delta, T, S, H, window, scale, back,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
     D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
@@ -132,7 +130,7 @@ def _query_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window"])
-def _key_kernel(
+def sliding_window_key_kernel(
     q, k, v, grad, log_sum, delta, by_k, by_v, T, S, H, window, scale, back,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
     D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
@@ -186,7 +184,7 @@ def launch_forward(q: Tensor, k: Tensor, v: Tensor, window: int, blocks: Blocks 
     if o.numel():
         q, k, v = _rows(q), _rows(k), _rows(v)
         options = _options(q, forward_blocks, blocks)
-        _forward_kernel[(batch * heads * triton.cdiv(time, options["QUERIES"]),)](
+        sliding_window_kernel[(batch * heads * triton.cdiv(time, options["QUERIES"]),)](
             q, k, v, o, log_sum, time, k.shape[1], heads, window, d**-0.5 * LOG2E,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], **options,
         )  # fmt: skip
@@ -214,10 +212,10 @@ def launch_backward(
     options, keys = _options(q, backward_blocks, blocks), k.shape[1]
     rest = (time, keys, heads, window, d**-0.5 * LOG2E, d**-0.5)
     rest += tuple(s for x in (q, k, v, grad) for s in x.stride()[:3])
-    _query_kernel[(batch * heads * triton.cdiv(time, options["QUERIES"]),)](
+    sliding_window_query_kernel[(batch * heads * triton.cdiv(time, options["QUERIES"]),)](
         q, k, v, o, grad, log_sum, by_q, delta, *rest, **options
     )
-    _key_kernel[(batch * heads * triton.cdiv(keys, options["KEYS"]),)](
+    sliding_window_key_kernel[(batch * heads * triton.cdiv(keys, options["KEYS"]),)](
         q, k, v, grad, log_sum, delta, by_k, by_v, *rest, **options
     )
     return by_q, by_k, by_v
