@@ -115,7 +115,7 @@ def test_it_compiles_whole():
 def test_the_ops_hold_what_torch_asks_of_them():
     rng = torch.Generator().manual_seed(0)
     weight, tokens = torch.randn(2, 20, 16, generator=rng), torch.randint(20, (1, 30), generator=rng)
-    torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens))
+    torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens, torch.float32))
     torch.library.opcheck(triton.gradient, (torch.randn(2, 30, 16, generator=rng), tokens, 20))
 
 

@@ -8,6 +8,7 @@ Letters: R replicas, B batch, T time, N labels in a sequence, D d_model, V vocab
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -141,13 +142,11 @@ class Stack:
         }
         table = weights[f"model.{EMBEDDING}"]
         if self.size == 1:
-            x = embedding(table[0], tokens).unsqueeze(0)
+            x = embedding(table[0], tokens, dtype=self.compute).unsqueeze(0)
         else:
-            x = vmap(embedding, in_dims=(0, None))(table, tokens)
+            x = vmap(partial(embedding, dtype=self.compute), in_dims=(0, None))(table, tokens)
         device = x.device.type
         with torch.autocast(device, self.compute, enabled=self.compute is not None, cache_enabled=False):
-            if self.compute is not None:
-                x = x.to(self.compute)
             x = F.dropout(x, dropout, training=dropout > 0)
 
             def run(weights: dict[str, Tensor], constant: dict[str, Tensor], x: Tensor) -> Tensor:

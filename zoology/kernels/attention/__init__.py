@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from zoology.kernels.attention import reference
-from zoology.kernels.replicas import choose
+from zoology.kernels.replicas import HAS_TRITON, choose
 
-__all__ = ["attention"]
+__all__ = ["attention", "takes"]
 
 
 def attention(
@@ -54,3 +54,12 @@ def attention(
     seed = torch.randint(2**31 - 1, (1,), device=q.device) if dropout else None
     o, _ = triton.forward(q, k, v, seed, k.shape[1] if window is None else window, dropout)
     return o
+
+
+def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the Triton kernel can and would by itself run for these."""
+    if not q.is_cuda or not HAS_TRITON:
+        return False
+    from zoology.kernels.attention import triton
+
+    return triton.takes(q, k, v)

@@ -20,6 +20,11 @@ MAX_WIDTH, MAX_KEYS = 128, 2**15
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels can take these heads, times and dtypes; see `limits`."""
+    return q.shape[-1] <= MAX_WIDTH and k.shape[1] < MAX_KEYS and all(x.dtype == q.dtype in DTYPES for x in (q, k, v))
+
+
 def limits(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Refuse what the kernels cannot take.
 
@@ -80,9 +85,7 @@ def _check(q: Tensor, k: Tensor, seed: Tensor | None, dropout: float) -> None:
 
 
 @torch.library.custom_op("zoology::attention", mutates_args=())
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, window: int, dropout: float
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, window: int, dropout: float) -> tuple[Tensor, Tensor]:
     """q (B, T, H, d), k and v (B, S, H, d); seed (P,) int64, or None without dropout.
 
     Returns:
@@ -94,9 +97,7 @@ def forward(
 
 
 @forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, window: int, dropout: float
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, window: int, dropout: float) -> tuple[Tensor, Tensor]:
     batch, time, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(batch, heads, time, dtype=torch.float32)
 

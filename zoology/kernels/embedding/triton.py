@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, fold_shared, unfold
+from zoology.kernels.replicas import fold, fold_shared, inlined, unfold
 
 TOGETHER = 8
 """Rows of one segment that a program reads at a time."""
@@ -131,17 +131,26 @@ def limits(weight: Tensor, tokens: Tensor) -> None:
 
 
 @torch.library.custom_op("zoology::embedding", mutates_args=())
-def forward(weight: Tensor, tokens: Tensor) -> Tensor:
-    """weight (R, V, D), tokens (R, N) or (1, N) -> (R, N, D)."""
+def forward(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight (R, V, D), tokens (R, N) or (1, N) -> (R, N, D) in some dtype."""
+    return _rows(weight, tokens, dtype)
+
+
+def _rows(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     replicas, _, d = weight.shape
     if tokens.shape[0] == 1:
-        return weight.index_select(1, tokens[0])
-    return weight.gather(1, tokens.unsqueeze(-1).expand(replicas, -1, d))
+        rows = weight.index_select(1, tokens[0])
+    else:
+        rows = weight.gather(1, tokens.unsqueeze(-1).expand(replicas, -1, d))
+    return rows.to(dtype)
+
+
+inlined(forward, _rows)
 
 
 @forward.register_fake
-def _(weight: Tensor, tokens: Tensor) -> Tensor:
-    return weight.new_empty(weight.shape[0], tokens.shape[1], weight.shape[2])
+def _(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.new_empty(weight.shape[0], tokens.shape[1], weight.shape[2], dtype=dtype)
 
 
 @torch.library.custom_op("zoology::embedding_gradient", mutates_args=())
@@ -155,25 +164,27 @@ def _(grad: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     return grad.new_empty(grad.shape[0], vocab_size, grad.shape[2], dtype=torch.float32)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    weight, tokens = inputs
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, torch.dtype], output: Tensor) -> None:
+    weight, tokens, _ = inputs
     ctx.vocab_size, ctx.dtype = weight.shape[1], weight.dtype
     ctx.save_for_backward(tokens)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (tokens,) = ctx.saved_tensors
-    return gradient(grad, tokens, ctx.vocab_size).to(ctx.dtype), None
+    return gradient(grad, tokens, ctx.vocab_size).to(ctx.dtype), None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup)
 
 
 @forward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], weight: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+def _(
+    info: Any, in_dims: tuple[int | None, ...], weight: Tensor, tokens: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, int]:
     weight = fold(weight, in_dims[0], info.batch_size)
     tokens = fold_shared(tokens, in_dims[1], info.batch_size, weight.shape[0] // info.batch_size)
-    return unfold(forward(weight, tokens), info.batch_size), 0
+    return unfold(forward(weight, tokens, dtype), info.batch_size), 0
 
 
 @gradient.register_vmap
