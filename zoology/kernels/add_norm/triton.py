@@ -71,10 +71,10 @@ def launch(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: fl
     pieces = triton.cdiv(count, piece)
     sums = s.new_empty(replicas, pieces, 2, d, dtype=wide)
     by_s = None if by_s is None else by_s.contiguous()
+    options = {"D": d, "ROWS": rows, "WIDTH": width, "WIDE": tl.float64 if wide == torch.float64 else tl.float32}
     _gradient_kernel[(replicas * pieces,)](
         by_u.contiguous(), s if by_s is None else by_s, s.contiguous(), weight.contiguous(), by_x, sums, count, piece,
-        eps, D=d, ROWS=rows, WIDTH=width, STREAM=by_s is not None, WIDE=tl.float64 if wide.itemsize == 8 else tl.float32,
-        num_warps=4,
+        eps, STREAM=by_s is not None, num_warps=4, **options,
     )  # fmt: skip
     total = sums.sum(1)
     return by_x, total[:, 0].clone(), total[:, 1].clone()
