@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoology.kernels.attention import attention, launch, triton
+from zoology.kernels.attention import attention, checks, launch, self_attention, triton
 
 IMPLEMENTATION = {"implementation": "triton"}
 
@@ -58,7 +58,7 @@ def test_outputs_and_gradients(batch, time, heads, width, window, before, dropou
     seed = torch.tensor([2**40 + 7, 5][: max(1, batch)]) if dropout else None
     o, _ = triton.forward(*given, seed, window, dropout)
     wide = [x.detach().double().requires_grad_() for x in given]
-    want = triton.exactly(*wide, seed, window, dropout)
+    want = checks.exactly(*wide, seed, window, dropout)
     for a, b in zip((o, *grads(o, given)), (want, *grads(want, wide)), strict=True):
         near(a, b)
 
@@ -101,6 +101,25 @@ def test_torchs_generator_gives_the_seed():
         results.append(attention(q, k, v, dropout=0.5, **IMPLEMENTATION))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("time", [20, 70])
+def test_three_in_one_tensor_are_the_same(time):
+    q, k, v = inputs(2, time, 3, 8)
+    qkv = torch.stack((q, k, v), dim=2).detach().requires_grad_()
+    results = []
+    for given, op in (((qkv,), self_attention), ((q, k, v), attention)):
+        torch.manual_seed(0)
+        o = op(*given, window=50, dropout=0.2, **IMPLEMENTATION)
+        results.append((o, grads(o, given)))
+    (o, (got,)), (want, apart) = results
+    assert torch.equal(o, want)
+    assert torch.equal(got, torch.stack(apart, dim=2))
+    stacked = torch.func.vmap(lambda x: self_attention(x, **IMPLEMENTATION))(qkv[None].expand(2, -1, -1, -1, -1, -1))
+    assert torch.equal(stacked[1], attention(q, k, v, **IMPLEMENTATION))
+    (by_all,) = torch.autograd.grad(stacked.sin().sum(), qkv)
+    again = attention(q, k, v, **IMPLEMENTATION)
+    near(by_all, 2 * torch.stack(torch.autograd.grad(again.sin().sum(), (q, k, v)), dim=2))
 
 
 def test_any_layout():
@@ -164,11 +183,14 @@ def test_it_compiles_whole(dropout):
 def test_the_ops_hold_what_torch_asks_of_them(dropout):
     q, k, v = inputs(2, 9, 2, 8)
     seed = torch.tensor([4]) if dropout else None
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton.forward, (q, k, v, seed, 4, dropout), test_utils=checks)
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(triton.forward, (q, k, v, seed, 4, dropout), test_utils=utils)
     q, k, v = (x.detach() for x in (q, k, v))
     o, log_sum = triton.forward(q, k, v, seed, 4, dropout)
-    torch.library.opcheck(triton.gradient, (q, q, k, v, seed, o, log_sum, 4, dropout), test_utils=checks)
+    torch.library.opcheck(triton.gradient, (q, q, k, v, seed, o, log_sum, 4, dropout), test_utils=utils)
+    qkv = torch.stack((q, k, v), dim=2)
+    torch.library.opcheck(triton.self_forward, (qkv.requires_grad_(), seed, 4, dropout), test_utils=utils)
+    torch.library.opcheck(triton.self_gradient, (q, qkv.detach(), seed, o, log_sum, 4, dropout), test_utils=utils)
 
 
 def test_a_second_derivative_is_refused():

@@ -6,7 +6,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 import pytest
 import torch
 
-from zoology.kernels.attention import attention
+from zoology.kernels.attention import attention, self_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -66,13 +66,13 @@ def test_it_errs_no_more_than_the_reference(batch, time, heads, width, window, b
 @pytest.mark.parametrize("shape", [(32, 64, 2, 64), (8, 200, 1, 32), (8, 33, 1, 128)], ids=str)
 def test_dropout_errs_no_more_than_the_reference(shape, dtype):
     """Beside torch, with the weights dropped that the kernels have dropped."""
-    from zoology.kernels.attention import triton
+    from zoology.kernels.attention import checks, triton
 
     given, seed = inputs(*shape, dtype), torch.tensor([11], device="cuda")
     options = (seed, shape[1], 0.2)
     results = []
     for x in (given, given, [a.detach().double().requires_grad_() for a in given]):
-        o = triton.forward(*x, *options)[0] if not results else triton.exactly(*x, *options).to(x[0].dtype)
+        o = triton.forward(*x, *options)[0] if not results else checks.exactly(*x, *options).to(x[0].dtype)
         results.append((o, *grads(o, x)))
     within(*results, dtype)
 
@@ -104,6 +104,20 @@ def test_more_elements_than_32_bits_count(time):
     grad = torch.ones_like(o)
     for a, b in zip(torch.autograd.grad(o, far, grad), torch.autograd.grad(alone, near, grad[-1:]), strict=True):
         assert torch.equal(a[-1:], b)
+
+
+@pytest.mark.parametrize("time", [50, 150])
+def test_three_in_one_tensor_are_the_same(time):
+    given = inputs(20, time, 2, 64, torch.bfloat16)
+    qkv = torch.stack(given, dim=2).detach().requires_grad_()
+    results = []
+    for arguments, op in (((qkv,), self_attention), (given, attention)):
+        torch.manual_seed(0)
+        o = op(*arguments, dropout=0.1)
+        results.append((o, grads(o, arguments)))
+    (o, (got,)), (want, apart) = results
+    assert torch.equal(o, want)
+    assert torch.equal(got, torch.stack(apart, dim=2))
 
 
 def step(q, k, v, dropout=0.0):

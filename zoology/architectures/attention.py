@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig
-from zoology.kernels.attention import attention, takes
+from zoology.kernels.attention import attention, self_attention, takes
+from zoology.kernels.linear import linear
 from zoology.registry import InputError
 
 ROTARY_BASE = 10_000.0
@@ -62,6 +63,10 @@ class Attention(Mixer):
         return AttentionState(self.zeros(*shape), self.zeros(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] <= SHORT and not self.rotary and takes(x.device, x.dtype, self.head_dim):
+            together = torch.cat([p.weight for p in (self.q_proj, self.k_proj, self.v_proj)])
+            qkv = linear(x, together).unflatten(-1, (3, self.num_heads, -1))
+            return self.out_proj(self_attention(qkv, dropout=self._dropout()).flatten(2))
         return self._attend(*self._project(x, 0))
 
     def prefill(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
@@ -81,8 +86,8 @@ class Attention(Mixer):
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The queries are the last of the tokens that the keys belong to."""
         new, seen = q.shape[1], keys.shape[1]
-        dropout = self.dropout if self.training else 0.0
-        if seen <= SHORT and takes(q, keys, values):
+        dropout = self._dropout()
+        if seen <= SHORT and takes(q.device, q.dtype, self.head_dim):
             return self.out_proj(attention(q, keys, values, dropout=dropout).flatten(2))
         mask = None
         if 1 < new < seen:  # is_causal would align the first query with the first key
@@ -91,6 +96,9 @@ class Attention(Mixer):
         causal = new > 1 and mask is None
         o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.out_proj(o.transpose(1, 2).flatten(2))
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
 
 def head_dim(d_model: int, num_heads: int, name: str = "d_model") -> int:

@@ -57,14 +57,13 @@ def _gradient_kernel(
     tl.store(sums + D, tl.sum(of_bias, 0), mask=wide)
 
 
-def launch(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def launch(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See `gradient`."""
     replicas, count, d = s.shape
     wide = torch.promote_types(s.dtype, torch.float32)
     by_x = s.new_empty(s.shape)
     if not s.numel():
-        zeros = s.new_zeros(replicas, 2, d, dtype=wide)
-        return by_x, zeros[:, 0].clone(), zeros[:, 1].clone()
+        return by_x, s.new_zeros(replicas, 2, d, dtype=wide)
     width = triton.next_power_of_2(d)
     rows = max(1, TILE // width)
     piece = max(LEAST_PIECE, triton.cdiv(triton.cdiv(count, PIECES), rows) * rows)
@@ -76,8 +75,7 @@ def launch(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: fl
         by_u.contiguous(), s if by_s is None else by_s, s.contiguous(), weight.contiguous(), by_x, sums, count, piece,
         eps, STREAM=by_s is not None, num_warps=4, **options,
     )  # fmt: skip
-    total = sums.sum(1)
-    return by_x, total[:, 0].clone(), total[:, 1].clone()
+    return by_x, sums.sum(1)
 
 
 @torch.library.custom_op("zoology::add_norm", mutates_args=())
@@ -102,15 +100,16 @@ def _(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> 
 
 
 @torch.library.custom_op("zoology::add_norm_gradient", mutates_args=())
-def gradient(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x (and y), weight and bias, for those of u and, where something else reads it, s."""
+def gradient(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """For the gradients of u and, where something else reads it, s: that of x (and y), and those of weight and bias
+    together, (R, 2, D) in float32 or better."""
     return launch(by_u, by_s, s, weight, eps)
 
 
 @gradient.register_fake
-def _(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(s.dtype, torch.float32)
-    return s.new_empty(s.shape), *(s.new_empty(weight.shape, dtype=wide) for _ in range(2))
+def _(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    replicas, _, d = s.shape
+    return s.new_empty(s.shape), s.new_empty(replicas, 2, d, dtype=torch.promote_types(s.dtype, torch.float32))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -125,8 +124,8 @@ def _backward(ctx: Any, by_s: Tensor | None, by_u: Tensor | None) -> tuple[Tenso
     by_s = by_s if ctx.added else None
     if by_u is None:
         return by_s, by_s, None, None, None
-    by_x, by_weight, by_bias = gradient(by_u, by_s, s, weight, ctx.eps)
-    return by_x, by_x if ctx.added else None, by_weight.to(weight.dtype), by_bias.to(weight.dtype), None
+    by_x, others = gradient(by_u, by_s, s, weight, ctx.eps)
+    return by_x, by_x if ctx.added else None, *others.to(weight.dtype).unbind(1), None
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:
@@ -150,6 +149,6 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ..
 
 
 @gradient.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
     found = gradient(*_fold_all(args[:4], in_dims[:4], info.batch_size), args[4])
-    return tuple(unfold(x, info.batch_size) for x in found), (0, 0, 0)
+    return tuple(unfold(x, info.batch_size) for x in found), (0, 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoology.kernels.attention import reference
 from zoology.kernels.replicas import HAS_TRITON, choose
 
-__all__ = ["attention", "takes"]
+__all__ = ["attention", "self_attention", "takes"]
 
 
 def attention(
@@ -46,20 +46,48 @@ def attention(
     reference.check(q, k, v, window)
     if choose(implementation, q.device) == "reference":
         return reference.attention(q, k, v, window=window, dropout=dropout)
-    from zoology.kernels.attention import triton
+    from zoology.kernels.attention import checks, triton
 
-    if torch.is_autocast_enabled(q.device.type):
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    triton.limits(q, k, v)
-    seed = torch.randint(2**31 - 1, (1,), device=q.device) if dropout else None
-    o, _ = triton.forward(q, k, v, seed, k.shape[1] if window is None else window, dropout)
+    q, k, v = (_rounded(x) for x in (q, k, v))
+    checks.limits(q, k, v)
+    o, _ = triton.forward(q, k, v, _seed(dropout, q.device), k.shape[1] if window is None else window, dropout)
     return o
 
 
-def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the Triton kernel can and would by itself run for these."""
-    if not q.is_cuda or not HAS_TRITON:
-        return False
-    from zoology.kernels.attention import triton
+def self_attention(
+    qkv: Tensor, *, window: int | None = None, dropout: float = 0.0, implementation: str | None = None
+) -> Tensor:
+    """A whole sequence, its queries, keys and values in one tensor (B, T, 3, H, d), as one projection makes them.
 
-    return triton.takes(q, k, v)
+    The gradient is one tensor, too. All else as in `attention`.
+    """
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"qkv has the shape {tuple(qkv.shape)}: must be (B, T, 3, H, d)")
+    q, k, v = qkv.unbind(2)
+    if choose(implementation, qkv.device) == "reference":
+        return attention(q, k, v, window=window, dropout=dropout, implementation="reference")
+    from zoology.kernels.attention import checks, triton
+
+    reference.check(q, k, v, window)
+    qkv = _rounded(qkv)
+    checks.limits(*qkv.unbind(2))
+    o, _ = triton.self_forward(qkv, _seed(dropout, qkv.device), q.shape[1] if window is None else window, dropout)
+    return o
+
+
+def takes(device: torch.device, dtype: torch.dtype, d: int) -> bool:
+    """Whether the Triton kernel would run for these by itself, and can."""
+    if device.type != "cuda" or not HAS_TRITON:
+        return False
+    from zoology.kernels.attention import checks
+
+    return d <= checks.MAX_WIDTH and dtype in checks.DTYPES
+
+
+def _rounded(x: Tensor) -> Tensor:
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _seed(dropout: float, device: torch.device) -> Tensor | None:
+    return torch.randint(2**31 - 1, (1,), device=device) if dropout else None

@@ -5,6 +5,7 @@ Block sizes come from a table, not from timing: another block size rounds otherw
 Letters: B batch, T queries, S keys, H heads, d head width, w window, P seeds, each for B / P rows.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,18 +96,21 @@ def launch_forward(
 
 def launch_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, o: Tensor, log_sum: Tensor, window: int,
-    dropout: float, blocks: Blocks | None = None, whole: Blocks | None = None,
+    dropout: float, blocks: Blocks | None = None, whole: Blocks | None = None, out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The backward pass, with blocks from the tables, or given for the two kernels or the one; see `gradient`."""
+    """The backward pass, with blocks from the tables, or given for the two kernels or the one; see `gradient`.
+
+    `out` is where the gradients go: heads dense within a token, tokens as far apart in all three.
+    """
     batch, time, heads, d = q.shape
-    by_q, by_k, by_v = (x.new_empty(x.shape) for x in (q, k, v))
+    by_q, by_k, by_v = out or (x.new_empty(x.shape) for x in (q, k, v))
     if not q.numel():
         return by_q, by_k.zero_(), by_v.zero_()
     grad, q, k, v = _dense(grad), _dense(q), _dense(k), _dense(v)
     numbers, words = _options(q, k, seed, dropout)
     seeds, keys, width = q if seed is None else seed, k.shape[1], words["WIDTH"]
     scales = (window, d**-0.5 * LOG2E, d**-0.5)
-    strides = tuple(s for x in (q, k, v, grad) for s in x.stride()[:3])
+    strides = (*(s for x in (q, k, v, grad) for s in x.stride()[:3]), by_q.stride(1))
     if blocks is None:
         whole = whole or whole_block(width, time, keys, q.dtype)
     if whole is not None:

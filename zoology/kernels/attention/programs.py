@@ -90,7 +90,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=["T", "H", "window", "threshold"])
 def whole_kernel(
     q, k, v, seeds, grad, by_q, by_k, by_v, T, H, window, scale, back, threshold, rise, each,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, out_t,
     D: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a head of at most ROWS tokens. The sums of weights come from the weights again, as does
@@ -114,17 +114,17 @@ def whole_kernel(
         shown = (p * kept).to(g.dtype)
     else:
         shown = p.to(g.dtype)
-    at = (batch * T * H + head) * D
-    _put(by_v + at, tl.dot(tl.trans(shown), g, input_precision="ieee"), 0, rows, T, H * D, dims, D)
+    at = batch * T * out_t + head * D
+    _put(by_v + at, tl.dot(tl.trans(shown), g, input_precision="ieee"), 0, rows, T, out_t, dims, D)
     slope = (p * (slope - tl.sum(p * slope, 1)[:, None])).to(g.dtype)
-    _put(by_q + at, tl.dot(slope, key, input_precision="ieee") * back, 0, rows, T, H * D, dims, D)
-    _put(by_k + at, tl.dot(tl.trans(slope), query, input_precision="ieee") * back, 0, rows, T, H * D, dims, D)
+    _put(by_q + at, tl.dot(slope, key, input_precision="ieee") * back, 0, rows, T, out_t, dims, D)
+    _put(by_k + at, tl.dot(tl.trans(slope), query, input_precision="ieee") * back, 0, rows, T, out_t, dims, D)
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window", "threshold"])
 def query_kernel(
     q, k, v, seeds, o, grad, log_sum, by_q, delta, T, S, H, window, scale, back, threshold, rise, each,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, out_t,
     D: tl.constexpr, DROPOUT: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """by_q, and delta = grad . o of each query, which the kernel of the keys needs."""
@@ -135,10 +135,9 @@ def query_kernel(
     rows, columns, dims = tl.arange(0, QUERIES), tl.arange(0, KEYS), tl.arange(0, WIDTH)
     k += batch * k_b + head * k_h
     v += batch * v_b + head * v_h
-    at = (batch * T * H + head) * D
     query = _tile(q + batch * q_b + head * q_h, first, rows, T, q_t, dims, D)
     g = _tile(grad + batch * g_b + head * g_h, first, rows, T, g_t, dims, D)
-    out = _tile(o + at, first, rows, T, H * D, dims, D)
+    out = _tile(o + (batch * T * H + head) * D, first, rows, T, H * D, dims, D)
     own = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
     there = first + rows < T
     log_sum += (batch * H + head) * T + first
@@ -160,13 +159,13 @@ def query_kernel(
             slope = tl.where(_kept(seed, row, position, start, S, threshold, KEYS), slope * rise, 0.0)
         slope = p * (slope - own[:, None])
         acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee")
-    _put(by_q + at, acc * back, first, rows, T, H * D, dims, D)
+    _put(by_q + batch * T * out_t + head * D, acc * back, first, rows, T, out_t, dims, D)
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window", "threshold"])
 def key_kernel(
     q, k, v, seeds, grad, log_sum, delta, by_k, by_v, T, S, H, window, scale, back, threshold, rise, each,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, out_t,
     D: tl.constexpr, DROPOUT: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(S, KEYS)
@@ -204,9 +203,9 @@ def key_kernel(
             of_value = tl.dot(p.to(g.dtype), g, of_value, input_precision="ieee")
         slope = p * (slope - own[None, :])
         of_key = tl.dot(slope.to(query.dtype), query, of_key, input_precision="ieee")
-    at = (batch * S * H + head) * D
-    _put(by_k + at, of_key * back, first, columns, S, H * D, dims, D)
-    _put(by_v + at, of_value, first, columns, S, H * D, dims, D)
+    at = batch * S * out_t + head * D
+    _put(by_k + at, of_key * back, first, columns, S, out_t, dims, D)
+    _put(by_v + at, of_value, first, columns, S, out_t, dims, D)
 
 
 @triton.jit

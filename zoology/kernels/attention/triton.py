@@ -1,7 +1,7 @@
 """Softmax attention over short sequences in Triton: the `torch.library` ops around the kernels.
 
-Hazard: rounded weights are a product's left operand from registers, which the ptxas of CUDA 12 can miscompile on
-Hopper. `zoology.kernels.hopper` checks at first use.
+There are two: of queries, keys and values apart; and of the three in one tensor, whose gradient is one tensor too, so
+that a projection that makes all three is one product in both directions.
 
 Letters: B batch, T queries, S keys, H heads, d head width, w window, P seeds, each for B / P rows.
 """
@@ -11,77 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoology.kernels import hopper
-from zoology.kernels.attention import reference
-from zoology.kernels.attention.launch import kept_weights, launch_backward, launch_forward
+from zoology.kernels.attention.checks import check
+from zoology.kernels.attention.launch import launch_backward, launch_forward
 from zoology.kernels.replicas import fold, unfold
-
-MAX_WIDTH, MAX_KEYS = 128, 2**15
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels can take these heads, times and dtypes; see `limits`."""
-    return q.shape[-1] <= MAX_WIDTH and k.shape[1] < MAX_KEYS and all(x.dtype == q.dtype in DTYPES for x in (q, k, v))
-
-
-def limits(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Refuse what the kernels cannot take.
-
-    Raises:
-        ValueError: naming the limit.
-    """
-    if not 1 <= q.shape[-1] <= MAX_WIDTH:
-        raise ValueError(f"d = {q.shape[-1]}: the Triton kernel takes 1 to {MAX_WIDTH}")
-    if k.shape[1] >= MAX_KEYS:
-        raise ValueError(f"S = {k.shape[1]}: the Triton kernel takes less than {MAX_KEYS} keys")
-    if any(x.dtype != q.dtype or x.dtype not in DTYPES for x in (q, k, v)):
-        raise ValueError(
-            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: "
-            "the Triton kernel takes float32, bfloat16 and float16, all alike"
-        )
-    if q.shape[0] * q.shape[2] * (q.shape[1] // 16 + 1) >= 2**31:
-        raise ValueError(f"B H T / 16 = {q.shape[0] * q.shape[2] * (q.shape[1] // 16 + 1)}: must be less than 2^31")
-
-
-def _errors(shape: tuple[int, int, int, int], window: int, dropout: float, like: Tensor) -> dict[str, float]:
-    """Relative errors of output and gradients on a small instance, against float64.
-
-    Queries are near the keys of some tokens, or gradients of q and k would be differences of rounding.
-    """
-    batch, time, keys, d = shape
-    rng = torch.Generator(like.device).manual_seed(0)
-    with torch.inference_mode(False), torch.enable_grad():
-        draws = (torch.randn(batch, n, 2, d, generator=rng, device=like.device) for n in (time, keys, keys, time))
-        q, k, v, grad = (x.mul(1.5).to(like.dtype) for x in draws)
-        seed = torch.zeros(1, dtype=torch.int64, device=like.device) if dropout else None
-        o, log_sum = launch_forward(q, k, v, seed, window, dropout)
-        got = (o, *launch_backward(grad, q, k, v, seed, o, log_sum, window, dropout))
-        exact = [x.double().requires_grad_() for x in (q, k, v)]
-        want = exactly(*exact, seed, window, dropout)
-        wants = (want.detach(), *torch.autograd.grad(want, exact, grad.double()))
-    names = ("the output", "the gradient of q", "the gradient of k", "the gradient of v")
-    return {n: float((a.double() - b).norm() / b.norm()) for n, a, b in zip(names, got, wants, strict=True)}
-
-
-def exactly(q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, window: int, dropout: float) -> Tensor:
-    """What the forward kernel computes, with its dropout, in PyTorch and the dtype of its inputs."""
-    (batch, time, heads, d), keys = q.shape, k.shape[1]
-    unseen = reference.hidden(time, keys, window, q.device)
-    weights = (torch.einsum("bthd,bshd->bhts", q, k) * d**-0.5).masked_fill(unseen, -torch.inf).softmax(-1)
-    if seed is not None:
-        weights = weights * kept_weights(seed, batch, heads, time, keys, dropout) / (1 - dropout)
-    return torch.einsum("bhts,bshd->bthd", weights, v)
-
-
-def _check(q: Tensor, k: Tensor, seed: Tensor | None, dropout: float) -> None:
-    if q.dtype == torch.float32:  # it does not go through the matrix units
-        return
-    (_, time, _, d), keys = q.shape, k.shape[1]
-    # Blocks depend on these; where a sequence is long, some blocks and a piece of one are enough.
-    time, keys = (time, keys) if keys <= 200 else (200, 200) if time == keys else (min(time, 100), 200)
-    key = ("attention", time, keys, max(d, 8), q.dtype, seed is not None)
-    hopper.check(key, q.device, lambda: _errors((2, time, keys, max(d, 8)), max(1, keys - 3), dropout, q))
 
 
 @torch.library.custom_op("zoology::attention", mutates_args=())
@@ -92,7 +24,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, window: int, d
         o (B, T, H, d), and log2 of the sum of exp(scores), (B, H, T) float32.
     """
     if q.numel():
-        _check(q, k, seed, dropout)
+        check(q, k, seed, dropout)
     return launch_forward(q, k, v, seed, window, dropout)
 
 
@@ -116,7 +48,7 @@ def gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v for the gradient (B, T, H, d) of o."""
     if q.numel():
-        _check(q, k, seed, dropout)
+        check(q, k, seed, dropout)
     return launch_backward(grad, q, k, v, seed, o, log_sum, window, dropout)
 
 
@@ -159,3 +91,58 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ..
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
     return tuple(unfold(x, size) for x in gradient(*_fold_all(args[:7], in_dims[:7], size), *args[7:])), (0, 0, 0)
+
+
+@torch.library.custom_op("zoology::self_attention", mutates_args=())
+def self_forward(qkv: Tensor, seed: Tensor | None, window: int, dropout: float) -> tuple[Tensor, Tensor]:
+    """As `forward`, for q, k and v in one tensor (B, T, 3, H, d)."""
+    q, k, v = qkv.unbind(2)
+    if q.numel():
+        check(q, k, seed, dropout)
+    return launch_forward(q, k, v, seed, window, dropout)
+
+
+@self_forward.register_fake
+def _(qkv: Tensor, seed: Tensor | None, window: int, dropout: float) -> tuple[Tensor, Tensor]:
+    batch, time, _, heads, d = qkv.shape
+    return qkv.new_empty(batch, time, heads, d), qkv.new_empty(batch, heads, time, dtype=torch.float32)
+
+
+@torch.library.custom_op("zoology::self_attention_gradient", mutates_args=())
+def self_gradient(
+    grad: Tensor, qkv: Tensor, seed: Tensor | None, o: Tensor, log_sum: Tensor, window: int, dropout: float
+) -> Tensor:
+    """As `gradient`, in one tensor (B, T, 3, H, d)."""
+    q, k, v = qkv.unbind(2)
+    if q.numel():
+        check(q, k, seed, dropout)
+    out = qkv.new_empty(qkv.shape)
+    launch_backward(grad, q, k, v, seed, o, log_sum, window, dropout, out=out.unbind(2))
+    return out
+
+
+@self_gradient.register_fake
+def _(grad: Tensor, qkv: Tensor, *others: Any) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _self_backward(ctx: Any, grad: Tensor | None, by_log_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 4
+    return self_gradient(grad, *ctx.saved_tensors, ctx.window, ctx.dropout), None, None, None
+
+
+self_forward.register_autograd(_self_backward, setup_context=_setup)
+self_gradient.register_autograd(_no_second)
+
+
+@self_forward.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    size = info.batch_size
+    return tuple(unfold(x, size) for x in self_forward(*_fold_all(args[:2], in_dims[:2], size), *args[2:])), (0, 0)
+
+
+@self_gradient.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    size = info.batch_size
+    return unfold(self_gradient(*_fold_all(args[:5], in_dims[:5], size), *args[5:]), size), 0

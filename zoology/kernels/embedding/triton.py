@@ -97,9 +97,10 @@ def launch(grad: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
         return grad.new_zeros(replicas, vocab_size, d, dtype=torch.float32)
     if replicas > 1 and tokens.shape[0] > 1 and tokens.stride(0) == 0:
         tokens = tokens[:1]
-    # Half the bits to sort: ids are below 2^31, see `limits`.
-    ids, order = torch.sort(tokens.to(torch.int32), dim=1, stable=True)
-    bounds = torch.arange(vocab_size + 1, device=grad.device, dtype=torch.int32).expand(ids.shape[0], -1)
+    # A sort goes over 8 bits at a time: no more of them than ids have, which are below 2^31, see `limits`.
+    narrow = torch.int16 if vocab_size < 2**15 else torch.int32
+    ids, order = torch.sort(tokens.to(narrow), dim=1, stable=True)
+    bounds = torch.arange(vocab_size + 1, device=grad.device, dtype=narrow).expand(ids.shape[0], -1)
     starts = torch.searchsorted(ids, bounds.contiguous(), out_int32=True)
     grad = grad.contiguous()
     size, width = window(n), min(128, max(16, triton.next_power_of_2(d)))
