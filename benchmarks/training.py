@@ -1,10 +1,10 @@
 """How fast many small models are trained on a GPU, beside the usual loop: `python benchmarks/training.py`.
 
 Prints milliseconds per model and step, and ratios, and appends a row to `benchmarks/results/training.csv` as soon as it
-is measured. Compiling takes most of the time: `--warm` only does that, for as many processes side by side as there are
-processors, and the measurements afterwards find it done. The usual loop is one model at a time, float32, eager, logits at every position,
-`loss.item()` in each step, AdamW as torch has it by default. Ours is R replicas of the same model as one, as `fit`
-trains them. Both run in one process on the same batches, in turns; medians are of the turns.
+is measured. Compiling takes most of the time: `--warm` does only that, for as many processes side by side as there are
+processors, and the measurements afterwards find it done. The usual loop is one model at a time, float32, eager, logits
+at every position, `loss.item()` in each step, AdamW as torch has it by default. Ours is R replicas of the same model as
+one, as `fit` trains them. Both run in one process on the same batches, in turns; medians are of the turns.
 """
 
 import argparse
