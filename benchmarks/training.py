@@ -125,9 +125,10 @@ def measure(
     if warm:
         return {"architecture": architecture, "first step s": round(compiling, 1)}
     usual = usual_loop(spec, part, device)
-    usual(3)
+    usual(2)
     ours(8)
-    pairs = [(milliseconds(usual, 8), milliseconds(ours, 24) / replicas) for _ in range(TURNS)]
+    few, many = (max(1, min(most, int(400 / milliseconds(run, 1)))) for run, most in ((usual, 8), (ours, 24)))
+    pairs = [(milliseconds(usual, few), milliseconds(ours, many) / replicas) for _ in range(TURNS)]
     one, other = (statistics.median(values) for values in zip(*pairs, strict=True))
     return {
         "architecture": architecture,
