@@ -115,8 +115,8 @@ def launch_backward(
         whole = whole or whole_block(width, time, keys, q.dtype)
     if whole is not None:
         whole_kernel[(batch * heads,)](
-            q, k, v, seeds, grad, by_q, by_k, by_v, time, heads, *scales, *numbers, *strides,
-            ROWS=whole.queries, num_warps=whole.warps, **words,
+            q, k, v, seeds, o.contiguous(), grad, log_sum, by_q, by_k, by_v, time, heads, *scales, *numbers, *strides,
+            QUERIES=whole.queries, KEYS=whole.keys, num_warps=whole.warps, **words,
         )  # fmt: skip
         return by_q, by_k, by_v
     b = blocks or backward_blocks(width, keys, q.dtype)

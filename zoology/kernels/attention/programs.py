@@ -6,7 +6,8 @@ sequence that fits into one block is one program, which makes its weights again 
 longer ones have a kernel with a block of queries, for dq, and one with a block of keys, for dk and dv. No atomics: the
 same numbers in every run.
 
-Dropout is Philox (Salmon et al., SC 2011) with a seed from memory, counted by head, query and key: the same weights are
+Dropout: each query of each head has a number of Philox (Salmon et al., SC 2011), whose seed comes from memory, and each
+key that number mixed with its own (by the finaliser of MurmurHash3, a quarter of Philox' work). So the same weights are
 dropped in every kernel, whatever its blocks, and in a CUDA graph the seed is another one in every replay.
 
 Letters: B batch, T queries, S keys, H heads, d head width (D, padded WIDTH), w window, P seeds, each for B / P rows.
@@ -35,14 +36,23 @@ def _put(x, tile, first, index, limit, stride, dims, D: tl.constexpr):
 
 
 @triton.jit
-def _kept(seed, head, query, start, S, threshold, KEYS: tl.constexpr):
-    """Which weights of some queries with keys start .. start + KEYS - 1, a multiple of 4, are not dropped."""
-    fours = start // 4 + tl.arange(0, KEYS // 4)
-    at = (query[:, None] * tl.cdiv(S, 4) + fours[None, :]).to(tl.uint32)
-    one = at * 0
-    a, b, c, d = tl.philox(seed, at, one + head.to(tl.uint32), one, one, ROUNDS)
-    bits = tl.join(tl.join(a, c), tl.join(b, d))  # key 4 i + 2 j + k has the number [.., i, j, k]
-    return (bits >> 1).to(tl.int32).reshape(query.shape[0], KEYS) >= threshold
+def _row_keys(seed, head, query):
+    """A random number for each query of a head."""
+    at = query.to(tl.uint32)
+    zero = at * 0
+    first, _, _, _ = tl.philox(seed, at, zero + head.to(tl.uint32), zero, zero, ROUNDS)
+    return first
+
+
+@triton.jit
+def _kept(row_keys, keys, threshold):
+    """Which weights are not dropped, for arguments that are broadcast to the tile's shape."""
+    x = row_keys ^ (keys.to(tl.uint32) * 0x9E3779B9)
+    x ^= x >> 16
+    x *= 0x85EBCA6B
+    x ^= x >> 13
+    x *= 0xC2B2AE35
+    return (x >> 1).to(tl.int32) >= threshold
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window", "threshold"])
@@ -61,7 +71,7 @@ def forward_kernel(
     query = _tile(q + batch * q_b + head * q_h, first, rows, T, q_t, dims, D)
     position = first + S - T + rows
     if DROPOUT:
-        seed = tl.load(seeds + batch // each)
+        row_keys = _row_keys(tl.load(seeds + batch // each), row, position)[:, None]
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, WIDTH], tl.float32)
@@ -78,7 +88,7 @@ def forward_kernel(
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(p, 1)
         if DROPOUT:
-            p = tl.where(_kept(seed, row, position, start, S, threshold, KEYS), p, 0.0)
+            p = tl.where(_kept(row_keys, start + columns[None, :], threshold), p, 0.0)
         acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
         top = new
     if DROPOUT:
@@ -89,36 +99,55 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "window", "threshold"])
 def whole_kernel(
-    q, k, v, seeds, grad, by_q, by_k, by_v, T, H, window, scale, back, threshold, rise, each,
+    q, k, v, seeds, o, grad, log_sum, by_q, by_k, by_v, T, H, window, scale, back, threshold, rise, each,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, out_t,
-    D: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    D: tl.constexpr, DROPOUT: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of a head of at most ROWS tokens. The sums of weights come from the weights again, as does
-    grad . o, so neither is read."""
+    """All gradients of a head of at most QUERIES tokens. Where it has one block of keys, the sums of weights and
+    grad . o come from the weights again, and neither log_sum nor o is read."""
     row = tl.program_id(0)
     head, batch = row % H, (row // H).to(tl.int64)
-    rows, dims = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    rows, columns, dims = tl.arange(0, QUERIES), tl.arange(0, KEYS), tl.arange(0, WIDTH)
     query = _tile(q + batch * q_b + head * q_h, 0, rows, T, q_t, dims, D)
-    key = _tile(k + batch * k_b + head * k_h, 0, rows, T, k_t, dims, D)
-    value = _tile(v + batch * v_b + head * v_h, 0, rows, T, v_t, dims, D)
     g = _tile(grad + batch * g_b + head * g_h, 0, rows, T, g_t, dims, D)
-    ago = rows[:, None] - rows[None, :]
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-    scores = tl.where((ago >= 0) & (ago < window), scores, float("-inf"))
-    p = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    p *= (1.0 / tl.sum(p, 1))[:, None]
-    slope = tl.dot(g, tl.trans(value), input_precision="ieee")
+    k += batch * k_b + head * k_h
+    v += batch * v_b + head * v_h
+    if QUERIES > KEYS:
+        out = _tile(o + (batch * T * H + head) * D, 0, rows, T, H * D, dims, D)
+        own = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
+        bound = tl.load(log_sum + (batch * H + head) * T + rows, mask=rows < T, other=float("inf"))
     if DROPOUT:
-        kept = tl.where(_kept(tl.load(seeds + batch // each), row, rows, 0, T, threshold, ROWS), rise, 0.0)
-        slope *= kept
-        shown = (p * kept).to(g.dtype)
-    else:
-        shown = p.to(g.dtype)
+        row_keys = _row_keys(tl.load(seeds + batch // each), row, rows)[:, None]
     at = batch * T * out_t + head * D
-    _put(by_v + at, tl.dot(tl.trans(shown), g, input_precision="ieee"), 0, rows, T, out_t, dims, D)
-    slope = (p * (slope - tl.sum(p * slope, 1)[:, None])).to(g.dtype)
-    _put(by_q + at, tl.dot(slope, key, input_precision="ieee") * back, 0, rows, T, out_t, dims, D)
-    _put(by_k + at, tl.dot(tl.trans(slope), query, input_precision="ieee") * back, 0, rows, T, out_t, dims, D)
+    acc = tl.zeros([QUERIES, WIDTH], tl.float32)
+    for start in range(0, T, KEYS):
+        key = _tile(k, start, columns, T, k_t, dims, D)
+        value = _tile(v, start, columns, T, v_t, dims, D)
+        ago = rows[:, None] - start - columns[None, :]
+        seen = (ago >= 0) & (ago < window)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        slope = tl.dot(g, tl.trans(value), input_precision="ieee")
+        if QUERIES > KEYS:
+            p = tl.where(seen, tl.exp2(scores - bound[:, None]), 0.0)
+        else:
+            scores = tl.where(seen, scores, float("-inf"))
+            p = tl.exp2(scores - tl.max(scores, 1)[:, None])
+            p *= (1.0 / tl.sum(p, 1))[:, None]
+        if DROPOUT:
+            kept = tl.where(_kept(row_keys, start + columns[None, :], threshold), rise, 0.0)
+            slope *= kept
+            shown = (p * kept).to(g.dtype)
+        else:
+            shown = p.to(g.dtype)
+        of_value = tl.dot(tl.trans(shown), g, input_precision="ieee")
+        _put(by_v + at, of_value, start, columns, T, out_t, dims, D)
+        if QUERIES == KEYS:
+            own = tl.sum(p * slope, 1)
+        slope = (p * (slope - own[:, None])).to(g.dtype)
+        acc = tl.dot(slope, key, acc, input_precision="ieee")
+        of_key = tl.dot(tl.trans(slope), query, input_precision="ieee")
+        _put(by_k + at, of_key * back, start, columns, T, out_t, dims, D)
+    _put(by_q + at, acc * back, 0, rows, T, out_t, dims, D)
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window", "threshold"])
@@ -145,7 +174,7 @@ def query_kernel(
     bound = tl.load(log_sum + rows, mask=there, other=float("inf"))
     position = first + S - T + rows
     if DROPOUT:
-        seed = tl.load(seeds + batch // each)
+        row_keys = _row_keys(tl.load(seeds + batch // each), row, position)[:, None]
     acc = tl.zeros([QUERIES, WIDTH], tl.float32)
     begin = tl.maximum(first + S - T - window + 1, 0) // KEYS * KEYS
     for start in range(begin, tl.minimum(first + QUERIES, T) + S - T, KEYS):
@@ -156,7 +185,7 @@ def query_kernel(
         p = tl.where((ago >= 0) & (ago < window), tl.exp2(scores - bound[:, None]), 0.0)
         slope = tl.dot(g, tl.trans(value), input_precision="ieee")
         if DROPOUT:
-            slope = tl.where(_kept(seed, row, position, start, S, threshold, KEYS), slope * rise, 0.0)
+            slope = tl.where(_kept(row_keys, start + columns[None, :], threshold), slope * rise, 0.0)
         slope = p * (slope - own[:, None])
         acc = tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee")
     _put(by_q + batch * T * out_t + head * D, acc * back, first, rows, T, out_t, dims, D)
@@ -196,7 +225,8 @@ def key_kernel(
         p = tl.where((ago >= 0) & (ago < window), tl.exp2(scores - bound[None, :]), 0.0)
         slope = tl.dot(value, tl.trans(g), input_precision="ieee")
         if DROPOUT:
-            kept = tl.trans(tl.where(_kept(seed, row, position, first, S, threshold, KEYS), rise, 0.0))
+            row_keys = _row_keys(seed, row, position)[None, :]
+            kept = tl.where(_kept(row_keys, first + columns[:, None], threshold), rise, 0.0)
             slope *= kept
             of_value = tl.dot((p * kept).to(g.dtype), g, of_value, input_precision="ieee")
         else:
@@ -213,6 +243,6 @@ def kept_kernel(seeds, out, T, S, H, threshold, each, ROWS: tl.constexpr, KEYS: 
     row = tl.program_id(0)
     rows, columns = tl.arange(0, ROWS), tl.arange(0, KEYS)
     seed = tl.load(seeds + (row // H).to(tl.int64) // each)
-    kept = _kept(seed, row, rows + S - T, 0, S, threshold, KEYS)
+    kept = _kept(_row_keys(seed, row, rows + S - T)[:, None], columns[None, :], threshold)
     there = (rows < T)[:, None] & (columns < S)[None, :]
     tl.store(out + row.to(tl.int64) * T * S + rows[:, None] * S + columns[None, :], kept.to(tl.int8), mask=there)

@@ -1,4 +1,4 @@
-"""The gradient of a table of embeddings in Triton, and the `torch.library` ops around it.
+"""A table of embeddings in Triton, and the `torch.library` ops around it.
 
 Tokens are sorted once (stably), so that each id's rows of the gradient lie together in that order, a *segment*. One
 program sums the segments of a few ids. The order is cut into windows of fixed size: where a window lies within one
@@ -15,10 +15,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, fold_shared, inlined, unfold
+from zoology.kernels.replicas import fold, fold_shared, unfold
 
 TOGETHER = 8
 """Rows of one segment that a program reads at a time."""
+
+
+@triton.jit
+def _rows_kernel(weight, tokens, out, N, weight_r, each, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """out[r, n] = weight[r, tokens[n]]"""
+    replica = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    dims = tl.arange(0, WIDTH)
+    token = tl.load(tokens + replica * each + rows, mask=rows < N, other=0)
+    there = (rows < N)[:, None] & (dims < D)[None, :]
+    x = tl.load(weight + replica * weight_r + token[:, None] * D + dims[None, :], mask=there, other=0.0)
+    tl.store(out + (replica * N + rows)[:, None] * D + dims[None, :], x, mask=there)
 
 
 @triton.jit
@@ -134,19 +146,17 @@ def limits(weight: Tensor, tokens: Tensor) -> None:
 @torch.library.custom_op("zoology::embedding", mutates_args=())
 def forward(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """weight (R, V, D), tokens (R, N) or (1, N) -> (R, N, D) in some dtype."""
-    return _rows(weight, tokens, dtype)
-
-
-def _rows(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     replicas, _, d = weight.shape
-    if tokens.shape[0] == 1:
-        rows = weight.index_select(1, tokens[0])
-    else:
-        rows = weight.gather(1, tokens.unsqueeze(-1).expand(replicas, -1, d))
-    return rows.to(dtype)
-
-
-inlined(forward, _rows)
+    n = tokens.shape[1]
+    out = weight.new_empty(replicas, n, d, dtype=dtype)
+    if out.numel():
+        weight, tokens = weight if weight[0].is_contiguous() else weight.contiguous(), tokens.contiguous()
+        width = triton.next_power_of_2(d)
+        rows = max(1, 2048 // width)
+        _rows_kernel[(triton.cdiv(n, rows), replicas)](
+            weight, tokens, out, n, weight.stride(0), n if tokens.shape[0] > 1 else 0, D=d, ROWS=rows, WIDTH=width
+        )
+    return out
 
 
 @forward.register_fake
