@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig
+from zoology.architectures.parts import together
 from zoology.kernels.attention import attention, self_attention, takes
 from zoology.kernels.linear import linear
 from zoology.registry import InputError
@@ -64,8 +65,8 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] <= SHORT and not self.rotary and takes(x.device, x.dtype, self.head_dim):
-            together = torch.cat([p.weight for p in (self.q_proj, self.k_proj, self.v_proj)])
-            qkv = linear(x, together).unflatten(-1, (3, self.num_heads, -1))
+            weight = torch.cat([p.weight for p in (self.q_proj, self.k_proj, self.v_proj)])
+            qkv = linear(x, weight).unflatten(-1, (3, self.num_heads, -1))
             return self.out_proj(self_attention(qkv, dropout=self._dropout()).flatten(2))
         return self._attend(*self._project(x, 0))
 
@@ -80,7 +81,8 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (batch, time, heads, head width) of tokens whose first stands at `position`."""
-        q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        parts = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
         return (rotate(q, position), rotate(k, position), v) if self.rotary else (q, k, v)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from zoology.architectures.attention import head_dim
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig, dial
+from zoology.architectures.parts import together
 from zoology.kernels.sliding_window_attention import (
     SlidingWindowState,
     sliding_window_attention,
@@ -65,7 +66,8 @@ class SlidingWindow(Mixer):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (..., d_model) -> (..., heads, head width)."""
         heads = (self.num_heads, self.head_dim)
-        return tuple(proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))  # type: ignore[return-value]
+        parts = together(x, self.q_proj, self.k_proj, self.v_proj)
+        return tuple(part.unflatten(-1, heads) for part in parts)  # type: ignore[return-value]
 
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0
