@@ -110,7 +110,7 @@ class LanguageModel(nn.Module):
         x = x if y is None else x + y
         if positions is not None:
             x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return self.norm(x)
+        return add_norm(x, None, self.norm.weight, self.norm.bias, eps=self.norm.eps)[1]
 
     def head(self, features: Tensor) -> Tensor:
         """The tied head: features (..., d_model) -> logits (..., vocab_size)."""

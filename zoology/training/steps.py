@@ -54,7 +54,8 @@ class Steps:
         batch = part.rows(rows)
         # New leaves in each step: the graph of an old one may belong to another stream, which a capture must not meet.
         leaves = self.stack.leaves_of(self.stack.flat)
-        losses = self._loss(leaves, *batch, part.task.prompt_length, self.dropout)
+        context = part.task.prompt_length if self.stack.template.reads_context else None
+        losses = self._loss(leaves, *batch, context, self.dropout)
         gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
         self._update(gradients)
         self.loss_sum += losses.detach()
@@ -152,8 +153,12 @@ class GraphSteps(Steps):
                     t.copy_(before)
             torch.cuda.set_rng_state(random)
 
-    def _loss(self, *args: Any) -> Tensor:
-        return self._compiled_loss(*args) if self._compiled_loss is not None else super()._loss(*args)
+    def _loss(self, leaves: list[Tensor], tokens: Tensor, positions: Tensor, targets: Tensor, *rest: Any) -> Tensor:
+        if self._compiled_loss is None:
+            return super()._loss(leaves, tokens, positions, targets, *rest)
+        for labels in (positions, targets):  # slices of one length share their code, however many labels they have
+            torch._dynamo.maybe_mark_dynamic(labels, 1)
+        return self._compiled_loss(leaves, tokens, positions, targets, *rest)
 
     def _update(self, gradients: tuple[Tensor, ...]) -> None:
         if self._compiled_update is None:
