@@ -36,6 +36,12 @@ def _put(x, tile, first, index, limit, stride, dims, D: tl.constexpr):
 
 
 @triton.jit
+def _cut(query, key, window, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Whether in the block at these positions some query does not see some key."""
+    return (key + KEYS - 1 > query) | (query + QUERIES - 1 - key >= window)
+
+
+@triton.jit
 def _row_keys(seed, head, query):
     """A random number for each query of a head."""
     at = query.to(tl.uint32)
@@ -79,9 +85,10 @@ def forward_kernel(
     for start in range(begin, tl.minimum(first + QUERIES, T) + S - T, KEYS):
         key = _tile(k, start, columns, S, k_t, dims, D)
         value = _tile(v, start, columns, S, v_t, dims, D)
-        ago = position[:, None] - start - columns[None, :]
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        scores = tl.where((ago >= 0) & (ago < window), scores, float("-inf"))
+        if _cut(first + S - T, start, window, QUERIES, KEYS):
+            ago = position[:, None] - start - columns[None, :]
+            scores = tl.where((ago >= 0) & (ago < window), scores, float("-inf"))
         new = tl.maximum(top, tl.max(scores, 1))
         base = tl.where(new == float("-inf"), 0.0, new)  # nothing seen yet
         p = tl.exp2(scores - base[:, None])
@@ -180,9 +187,11 @@ def query_kernel(
     for start in range(begin, tl.minimum(first + QUERIES, T) + S - T, KEYS):
         key = _tile(k, start, columns, S, k_t, dims, D)
         value = _tile(v, start, columns, S, v_t, dims, D)
-        ago = position[:, None] - start - columns[None, :]
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        p = tl.where((ago >= 0) & (ago < window), tl.exp2(scores - bound[:, None]), 0.0)
+        p = tl.exp2(scores - bound[:, None])
+        if _cut(first + S - T, start, window, QUERIES, KEYS):
+            ago = position[:, None] - start - columns[None, :]
+            p = tl.where((ago >= 0) & (ago < window), p, 0.0)
         slope = tl.dot(g, tl.trans(value), input_precision="ieee")
         if DROPOUT:
             slope = tl.where(_kept(row_keys, start + columns[None, :], threshold), slope * rise, 0.0)
@@ -220,9 +229,11 @@ def key_kernel(
         bound = tl.load(log_sum + start + rows, mask=there, other=float("inf"))
         own = tl.load(delta + start + rows, mask=there, other=0.0)
         position = start + S - T + rows
-        ago = position[None, :] - first - columns[:, None]
         scores = tl.dot(key, tl.trans(query), input_precision="ieee") * scale
-        p = tl.where((ago >= 0) & (ago < window), tl.exp2(scores - bound[None, :]), 0.0)
+        p = tl.exp2(scores - bound[None, :])
+        if _cut(start + S - T, first, window, QUERIES, KEYS):
+            ago = position[None, :] - first - columns[:, None]
+            p = tl.where((ago >= 0) & (ago < window), p, 0.0)
         slope = tl.dot(value, tl.trans(g), input_precision="ieee")
         if DROPOUT:
             row_keys = _row_keys(seed, row, position)[None, :]
