@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zoology.kernels.add_norm import add_norm
+from zoology.kernels.inline import inline
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -25,6 +26,8 @@ def trained(given, implementation=None, added=True, compiled=False):
     def all_of_them(*args):
         return torch.func.vmap(one)(*args)
 
+    if compiled:
+        inline()
     s, u = (torch.compile(all_of_them, fullgraph=True) if compiled else all_of_them)(*given)
     rng = torch.Generator("cuda").manual_seed(1)
     grads = [torch.randn(u.shape, generator=rng, device="cuda").to(u.dtype) for _ in range(2)]

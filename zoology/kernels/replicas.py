@@ -3,12 +3,9 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -43,14 +40,6 @@ def choose(implementation: str | None, device: torch.device) -> str:
     if implementation == "triton" and device.type != "cuda" and not INTERPRETED:
         raise ValueError(f"implementation = 'triton': tensors are on {device}, and must be on a CUDA device")
     return implementation
-
-
-def inlined(op: CustomOpDef, function: Callable[..., Any]) -> None:
-    """Let torch.compile see into a custom op: `function`, the op in PyTorch, is fused with what stands around it. The
-    op's own gradient and vmap rule hold as before."""
-    from torch._inductor.decomposition import register_decomposition
-
-    register_decomposition([op._opoverload])(function)
 
 
 def fold(x: Tensor, dim: int | None, size: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoology.data import SliceData
+from zoology.kernels.inline import inline
 from zoology.training import adamw
 from zoology.training.adamw import AdamW
 from zoology.training.stack import Stack
@@ -85,6 +86,8 @@ class GraphSteps(Steps):
         super().__init__(stack, optimiser, dropout)
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        if compiled:
+            inline()
         torch.compiler.reset()  # what was compiled for another trial is of no use, and counts towards Dynamo's limit
         self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
         self._compiled_update = torch.compile(_flat_update, fullgraph=True, dynamic=False) if compiled else None

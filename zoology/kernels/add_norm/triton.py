@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, inlined, unfold
+from zoology.kernels.replicas import fold, unfold
 
 TILE, LEAST_PIECE, PIECES = 2048, 256, 256
 """Elements that a program has at a time; rows of a piece, and pieces of a replica, before pieces grow."""
@@ -91,7 +91,7 @@ def _sum_and_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps
     return x.new_empty(0) if y is None else s, u.to(x.dtype)
 
 
-inlined(forward, _sum_and_norm)
+INLINED = {forward: _sum_and_norm}
 
 
 @forward.register_fake
