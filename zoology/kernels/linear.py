@@ -2,7 +2,8 @@
 
 The gradient of a weight is a product over all rows, B T of them, whose result is small: one block of a GPU would walk
 them all for each replica, and the others idle. Cut in pieces, all of it works; the sum over the pieces is in the dtype
-of the weight. torch.compile sees products of three axes only, whatever `torch.vmap` is around them, and copies nothing.
+of the weight. torch.compile sees one product of three axes, whatever `torch.vmap` is around it; of the pieces it would
+make a copy, so that it does not see them.
 
 Letters: R replicas, M rows of each, K width of x, N width of y.
 """
@@ -46,10 +47,6 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("zoology::linear_gradient", mutates_args=())
 def gradient(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight, each in its dtype, for that of y (R, M, N)."""
-    return _gradients(grad, x, weight)
-
-
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     replicas, rows, width = x.shape
     pieces = math.gcd(rows, PIECES) if rows >= PIECES * LEAST_ROWS else 1
     by_row = torch.bmm(grad, weight.to(x.dtype))
@@ -58,7 +55,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     return by_row, parts.sum(1, dtype=weight.dtype)
 
 
-INLINED = {forward: _product, gradient: _gradients}
+INLINED = {forward: _product}
 
 
 @forward.register_fake
