@@ -73,7 +73,7 @@ def test_every_block_size_gives_the_same_and_drops_the_same():
         blocks = launch.Blocks(queries, keys, 4)
         got = launch.launch_forward(q, k, v, *rest, blocks)
         args = (q, q, k, v, seed, o, log_sum, *rest[1:])
-        for whole in (None, launch.Blocks(64, 64, 4), launch.Blocks(64, 16, 4)):
+        for whole in (None, launch.Blocks(64, 64, 4)):
             back = launch.launch_backward(*args, blocks=None if whole else blocks, whole=whole)
             for a, b in zip((*got, *back), want, strict=True):
                 near(a, b)

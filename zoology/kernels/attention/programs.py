@@ -36,12 +36,6 @@ def _put(x, tile, first, index, limit, stride, dims, D: tl.constexpr):
 
 
 @triton.jit
-def _cut(query, key, window, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Whether in the block at these positions some query does not see some key."""
-    return (key + KEYS - 1 > query) | (query + QUERIES - 1 - key >= window)
-
-
-@triton.jit
 def _row_keys(seed, head, query):
     """A random number for each query of a head."""
     at = query.to(tl.uint32)
@@ -85,10 +79,9 @@ def forward_kernel(
     for start in range(begin, tl.minimum(first + QUERIES, T) + S - T, KEYS):
         key = _tile(k, start, columns, S, k_t, dims, D)
         value = _tile(v, start, columns, S, v_t, dims, D)
+        ago = position[:, None] - start - columns[None, :]
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        if _cut(first + S - T, start, window, QUERIES, KEYS):
-            ago = position[:, None] - start - columns[None, :]
-            scores = tl.where((ago >= 0) & (ago < window), scores, float("-inf"))
+        scores = tl.where((ago >= 0) & (ago < window), scores, float("-inf"))
         new = tl.maximum(top, tl.max(scores, 1))
         base = tl.where(new == float("-inf"), 0.0, new)  # nothing seen yet
         p = tl.exp2(scores - base[:, None])
@@ -106,55 +99,37 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "window", "threshold"])
 def whole_kernel(
-    q, k, v, seeds, o, grad, log_sum, by_q, by_k, by_v, T, H, window, scale, back, threshold, rise, each,
+    q, k, v, seeds, grad, by_q, by_k, by_v, T, H, window, scale, back, threshold, rise, each,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, out_t,
-    D: tl.constexpr, DROPOUT: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+    D: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of a head of at most QUERIES tokens. Where it has one block of keys, the sums of weights and
-    grad . o come from the weights again, and neither log_sum nor o is read."""
+    """All gradients of a head of at most ROWS tokens. The sums of weights come from the weights again, as does
+    grad . o, so neither is read."""
     row = tl.program_id(0)
     head, batch = row % H, (row // H).to(tl.int64)
-    rows, columns, dims = tl.arange(0, QUERIES), tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     query = _tile(q + batch * q_b + head * q_h, 0, rows, T, q_t, dims, D)
+    key = _tile(k + batch * k_b + head * k_h, 0, rows, T, k_t, dims, D)
+    value = _tile(v + batch * v_b + head * v_h, 0, rows, T, v_t, dims, D)
     g = _tile(grad + batch * g_b + head * g_h, 0, rows, T, g_t, dims, D)
-    k += batch * k_b + head * k_h
-    v += batch * v_b + head * v_h
-    if QUERIES > KEYS:
-        out = _tile(o + (batch * T * H + head) * D, 0, rows, T, H * D, dims, D)
-        own = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1)
-        bound = tl.load(log_sum + (batch * H + head) * T + rows, mask=rows < T, other=float("inf"))
+    ago = rows[:, None] - rows[None, :]
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    scores = tl.where((ago >= 0) & (ago < window), scores, float("-inf"))
+    p = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    p *= (1.0 / tl.sum(p, 1))[:, None]
+    slope = tl.dot(g, tl.trans(value), input_precision="ieee")
     if DROPOUT:
         row_keys = _row_keys(tl.load(seeds + batch // each), row, rows)[:, None]
+        kept = tl.where(_kept(row_keys, rows[None, :], threshold), rise, 0.0)
+        slope *= kept
+        shown = (p * kept).to(g.dtype)
+    else:
+        shown = p.to(g.dtype)
     at = batch * T * out_t + head * D
-    acc = tl.zeros([QUERIES, WIDTH], tl.float32)
-    for start in range(0, T, KEYS):
-        key = _tile(k, start, columns, T, k_t, dims, D)
-        value = _tile(v, start, columns, T, v_t, dims, D)
-        ago = rows[:, None] - start - columns[None, :]
-        seen = (ago >= 0) & (ago < window)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        slope = tl.dot(g, tl.trans(value), input_precision="ieee")
-        if QUERIES > KEYS:
-            p = tl.where(seen, tl.exp2(scores - bound[:, None]), 0.0)
-        else:
-            scores = tl.where(seen, scores, float("-inf"))
-            p = tl.exp2(scores - tl.max(scores, 1)[:, None])
-            p *= (1.0 / tl.sum(p, 1))[:, None]
-        if DROPOUT:
-            kept = tl.where(_kept(row_keys, start + columns[None, :], threshold), rise, 0.0)
-            slope *= kept
-            shown = (p * kept).to(g.dtype)
-        else:
-            shown = p.to(g.dtype)
-        of_value = tl.dot(tl.trans(shown), g, input_precision="ieee")
-        _put(by_v + at, of_value, start, columns, T, out_t, dims, D)
-        if QUERIES == KEYS:
-            own = tl.sum(p * slope, 1)
-        slope = (p * (slope - own[:, None])).to(g.dtype)
-        acc = tl.dot(slope, key, acc, input_precision="ieee")
-        of_key = tl.dot(tl.trans(slope), query, input_precision="ieee")
-        _put(by_k + at, of_key * back, start, columns, T, out_t, dims, D)
-    _put(by_q + at, acc * back, 0, rows, T, out_t, dims, D)
+    _put(by_v + at, tl.dot(tl.trans(shown), g, input_precision="ieee"), 0, rows, T, out_t, dims, D)
+    slope = (p * (slope - tl.sum(p * slope, 1)[:, None])).to(g.dtype)
+    _put(by_q + at, tl.dot(slope, key, input_precision="ieee") * back, 0, rows, T, out_t, dims, D)
+    _put(by_k + at, tl.dot(tl.trans(slope), query, input_precision="ieee") * back, 0, rows, T, out_t, dims, D)
 
 
 @triton.jit(do_not_specialize=["T", "S", "H", "window", "threshold"])
@@ -187,11 +162,9 @@ def query_kernel(
     for start in range(begin, tl.minimum(first + QUERIES, T) + S - T, KEYS):
         key = _tile(k, start, columns, S, k_t, dims, D)
         value = _tile(v, start, columns, S, v_t, dims, D)
+        ago = position[:, None] - start - columns[None, :]
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        p = tl.exp2(scores - bound[:, None])
-        if _cut(first + S - T, start, window, QUERIES, KEYS):
-            ago = position[:, None] - start - columns[None, :]
-            p = tl.where((ago >= 0) & (ago < window), p, 0.0)
+        p = tl.where((ago >= 0) & (ago < window), tl.exp2(scores - bound[:, None]), 0.0)
         slope = tl.dot(g, tl.trans(value), input_precision="ieee")
         if DROPOUT:
             slope = tl.where(_kept(row_keys, start + columns[None, :], threshold), slope * rise, 0.0)
@@ -229,11 +202,9 @@ def key_kernel(
         bound = tl.load(log_sum + start + rows, mask=there, other=float("inf"))
         own = tl.load(delta + start + rows, mask=there, other=0.0)
         position = start + S - T + rows
+        ago = position[None, :] - first - columns[:, None]
         scores = tl.dot(key, tl.trans(query), input_precision="ieee") * scale
-        p = tl.exp2(scores - bound[None, :])
-        if _cut(start + S - T, first, window, QUERIES, KEYS):
-            ago = position[None, :] - first - columns[:, None]
-            p = tl.where((ago >= 0) & (ago < window), p, 0.0)
+        p = tl.where((ago >= 0) & (ago < window), tl.exp2(scores - bound[None, :]), 0.0)
         slope = tl.dot(value, tl.trans(g), input_precision="ieee")
         if DROPOUT:
             row_keys = _row_keys(seed, row, position)[None, :]
