@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -80,10 +80,21 @@ class GraphSteps(Steps):
     for each slice, so that the host only names the rows and starts it.
 
     What cannot be compiled runs as it is, what cannot be captured is launched kernel by kernel; `notes` say so.
+
+    Args:
+        shared: lengths of more than one slice to come. What is compiled for these takes any number of labels.
     """
 
-    def __init__(self, stack: Stack, optimiser: AdamW, dropout: float, compiled: bool = True):
+    def __init__(
+        self,
+        stack: Stack,
+        optimiser: AdamW,
+        dropout: float,
+        compiled: bool = True,
+        shared: Collection[int] = (),
+    ):
         super().__init__(stack, optimiser, dropout)
+        self._shared = shared
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
         if compiled:
@@ -159,8 +170,9 @@ class GraphSteps(Steps):
     def _loss(self, leaves: list[Tensor], tokens: Tensor, positions: Tensor, targets: Tensor, *rest: Any) -> Tensor:
         if self._compiled_loss is None:
             return super()._loss(leaves, tokens, positions, targets, *rest)
-        for labels in (positions, targets):  # slices of one length share their code, however many labels they have
-            torch._dynamo.maybe_mark_dynamic(labels, 1)
+        if tokens.shape[1] in self._shared:
+            for labels in (positions, targets):
+                torch._dynamo.maybe_mark_dynamic(labels, 1)
         return self._compiled_loss(leaves, tokens, positions, targets, *rest)
 
     def _update(self, gradients: tuple[Tensor, ...]) -> None:
