@@ -18,11 +18,17 @@ LOG2E = 1.4426950408889634
 
 
 class Blocks(NamedTuple):
-    """What a kernel is compiled for: queries and keys in a block, warps in a program."""
+    """What a kernel is compiled for: queries and keys in a block, warps in a program, blocks in flight."""
 
     queries: int
     keys: int
     warps: int
+    stages: int = 3
+
+    @property
+    def words(self) -> dict[str, int]:
+        """As a kernel's keywords."""
+        return {"QUERIES": self.queries, "KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
 def forward_blocks(width: int, time: int, dtype: torch.dtype) -> Blocks:
@@ -90,7 +96,7 @@ def launch_forward(
         forward_kernel[(batch * heads * triton.cdiv(time, b.queries),)](
             q, k, v, q if seed is None else seed, o, log_sum, time, k.shape[1], heads, window, d**-0.5 * LOG2E,
             *numbers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            QUERIES=b.queries, KEYS=b.keys, num_warps=b.warps, **words,
+            **b.words, **words,
         )  # fmt: skip
     return o, log_sum
 
@@ -121,7 +127,7 @@ def launch_backward(
         )  # fmt: skip
         return by_q, by_k, by_v
     b = blocks or backward_blocks(width, q.dtype)
-    words |= {"QUERIES": b.queries, "KEYS": b.keys, "num_warps": b.warps}
+    words |= b.words
     delta = log_sum.new_empty(log_sum.shape)
     rest = (time, keys, heads, *scales, *numbers, *strides)
     query_kernel[(batch * heads * triton.cdiv(time, b.queries),)](
