@@ -133,6 +133,7 @@ class GraphSteps(Steps):
             with torch.cuda.graph(graph, pool=self._pool):
                 self._run(part, rows)
         except torch.OutOfMemoryError:
+            _leave_capture()  # a smaller group shall be captured
             raise
         except RuntimeError as error:
             _leave_capture()
