@@ -63,13 +63,14 @@ def test_it_errs_no_more_than_the_reference(batch, time, heads, width, window, b
 
 
 @DTYPES
+@pytest.mark.parametrize("window", [16, 1000])
 @pytest.mark.parametrize("shape", [(32, 64, 2, 64), (8, 200, 1, 32), (8, 33, 1, 128)], ids=str)
-def test_dropout_errs_no_more_than_the_reference(shape, dtype):
+def test_dropout_errs_no_more_than_the_reference(shape, window, dtype):
     """Beside torch, with the weights dropped that the kernels have dropped."""
     from zoology.kernels.attention import checks, triton
 
     given, seed = inputs(*shape, dtype), torch.tensor([11], device="cuda")
-    options = (seed, shape[1], 0.2)
+    options = (seed, window, 0.2)
     results = []
     for x in (given, given, [a.detach().double().requires_grad_() for a in given]):
         o = triton.forward(*x, *options)[0] if not results else checks.exactly(*x, *options).to(x[0].dtype)

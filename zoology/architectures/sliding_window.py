@@ -7,6 +7,7 @@ from zoology.architectures.attention import head_dim
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig, dial
 from zoology.architectures.parts import together
+from zoology.kernels.attention import attention, takes
 from zoology.kernels.sliding_window_attention import (
     SlidingWindowState,
     sliding_window_attention,
@@ -49,7 +50,12 @@ class SlidingWindow(Mixer):
         return SlidingWindowState(self.zeros(*shape), self.zeros(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        o, _ = sliding_window_attention(*self._project(x), window=self.window, dropout=self._dropout())
+        q, k, v = self._project(x)
+        dropout = self._dropout()
+        if dropout and takes(q.device, q.dtype, self.head_dim):  # the kernel that drops weights inside
+            o = attention(q, k, v, window=self.window, dropout=dropout)
+        else:
+            o, _ = sliding_window_attention(q, k, v, window=self.window, dropout=dropout)
         return self.out_proj(o.flatten(2))
 
     def prefill(self, x: Tensor, state: SlidingWindowState) -> tuple[Tensor, SlidingWindowState]:
