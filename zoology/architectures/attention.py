@@ -89,7 +89,7 @@ class Attention(Mixer):
         """The queries are the last of the tokens that the keys belong to."""
         new, seen = q.shape[1], keys.shape[1]
         dropout = self._dropout()
-        if 1 < new and seen <= SHORT and takes(q.device, q.dtype, self.head_dim):
+        if new > 1 and seen <= SHORT and takes(q.device, q.dtype, self.head_dim):
             return self.out_proj(attention(q, keys, values, dropout=dropout).flatten(2))
         mask = None
         if 1 < new < seen:  # is_causal would align the first query with the first key
