@@ -1,9 +1,10 @@
 """How fast many small models are trained on a GPU, beside the usual loop: `python benchmarks/training.py`.
 
-Prints milliseconds per model and step, and ratios, and appends a row for each measurement to
-`benchmarks/results/training.csv`. The usual loop is one model at a time, float32, eager, logits at every position,
-`loss.item()` in each step, AdamW as torch has it by default. Ours is R replicas of the same model as one, as `fit`
-trains them. Both run in one process on the same batches, in turns; medians are of the turns.
+Prints milliseconds per model and step, and ratios, and appends a row to `benchmarks/results/training.csv` as soon as it
+is measured. Compiling takes most of the time: `--warm` does only that, for as many processes side by side as there are
+processors, and the measurements afterwards find it done. The usual loop is one model at a time, float32, eager, logits
+at every position, `loss.item()` in each step, AdamW as torch has it by default. Ours is R replicas of the same model as
+one, as `fit` trains them. Both run in one process on the same batches, in turns; medians are of the turns.
 """
 
 import argparse
@@ -109,20 +110,25 @@ def milliseconds(run: Callable[[int], None], steps: int) -> float:
     return (time.perf_counter() - begin) / steps * 1e3
 
 
-def measure(architecture: str, d_model: int, shape: tuple[int, int], replicas: int, settings: dict[str, Any]) -> dict:
-    """One row: both loops on one slice."""
+def measure(
+    architecture: str, d_model: int, shape: tuple[int, int], replicas: int, settings: dict[str, Any], warm: bool = False
+) -> dict[str, Any]:
+    """One row: both loops on one slice. `warm` only compiles."""
     device = torch.device("cuda")
     spec = spec_of(architecture, d_model, *shape, settings)
     part = load_data(spec).train[0].to(device)
-    usual = usual_loop(spec, part, device)
     begin = time.perf_counter()
     ours, steps = stacked_steps(spec, part, device, replicas)
     ours(1)
     torch.cuda.synchronize()
     compiling = time.perf_counter() - begin
-    usual(3)
+    if warm:
+        return {"architecture": architecture, "first step s": round(compiling, 1)}
+    usual = usual_loop(spec, part, device)
+    usual(2)
     ours(8)
-    pairs = [(milliseconds(usual, 8), milliseconds(ours, 24) / replicas) for _ in range(TURNS)]
+    few, many = (max(1, min(most, int(400 / milliseconds(run, 1)))) for run, most in ((usual, 8), (ours, 24)))
+    pairs = [(milliseconds(usual, few), milliseconds(ours, many) / replicas) for _ in range(TURNS)]
     one, other = (statistics.median(values) for values in zip(*pairs, strict=True))
     return {
         "architecture": architecture,
@@ -235,6 +241,7 @@ def main() -> None:
     parser.add_argument("--d-model", nargs="*", type=int, default=[64])
     parser.add_argument("--replicas", type=int, default=12)
     parser.add_argument("--slices", nargs="*", default=[f"{t}x{n}" for t, n in SLICES], help="T x N, such as 256x64")
+    parser.add_argument("--warm", action="store_true", help="only compile, for a measurement later")
     parser.add_argument("--profile", type=Path, help="also write where the time goes, to this folder")
     parser.add_argument("--equal", type=int, metavar="SEEDS", help="compare accuracies with the usual loop's instead")
     parser.add_argument("--trial", action="store_true", help="time a whole trial of the papers' recipe instead")
@@ -242,7 +249,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device("cuda")
     names = known_architectures() if given.arch == ["all"] else given.arch
-    rows = []
+    common = machine("torch", "triton") | {"gpu": torch.cuda.get_device_name()}
     for name in names:
         settings = {"window": 0, "feature_dim": 16} if name == "based" else {}
         if given.equal or given.trial:
@@ -258,18 +265,16 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
             try:
                 with full_precision():
-                    row = measure(name, d_model, shape, given.replicas, settings)
-                    rows.append(row)
+                    row = measure(name, d_model, shape, given.replicas, settings, given.warm)
                     print(row, flush=True)
+                    if not given.warm:
+                        append([row], common, COLUMNS, given.out)
                     if given.profile:
                         where = profile(name, d_model, shape, given.replicas, settings)
                         (given.profile / f"{name}-{d_model}-{text}.txt").write_text(where)
             except Exception:  # the others shall have their rows
                 print(name, d_model, text, traceback.format_exc()[-3000:], flush=True)
             torch.cuda.empty_cache()
-    if rows:
-        append(rows, machine("torch", "triton") | {"gpu": torch.cuda.get_device_name()}, COLUMNS, given.out)
-        print(f"rows appended to {given.out}")
 
 
 if __name__ == "__main__":

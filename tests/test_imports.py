@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "kernels": {"kernels"},
     "tasks": {"tasks", "registry"},
     "architectures": {"architectures", "registry", "kernels"},
-    "model": {"architectures", "registry"},
+    "model": {"architectures", "registry", "kernels"},
     "data": TRAINING,
     "training": TRAINING,
     "train": TRAINING,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoology.architectures.base import ContextMixer, build_mixer
 from zoology.architectures.state import Part, measure
+from zoology.kernels.add_norm import add_norm
 
 PAPERS_STD = 0.02
 """Standard deviation of the papers' weights. Their models are 64 to 512 wide; at 16 the layers are all but silent."""
@@ -28,12 +29,11 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.mixer = mixer
 
-    def forward(self, x: Tensor, context_length: int | None = None) -> Tensor:
-        u = self.norm(x).to(
-            x.dtype
-        )  # autocast's norm gives float32, which would be twice the bytes of all that follows
+    def forward(self, x: Tensor, y: Tensor | None, context_length: int | None = None) -> tuple[Tensor, Tensor]:
+        """The stream before a layer, and what the layer before adds to it, to the same after this layer."""
+        x, u = add_norm(x, y, self.norm.weight, self.norm.bias, eps=self.norm.eps)
         y = self.mixer(u, context_length) if isinstance(self.mixer, ContextMixer) else self.mixer(u)
-        return x + y.to(x.dtype)
+        return x, y.to(x.dtype)
 
     def read_context(self, x: Tensor) -> tuple[Tensor, Any]:
         if isinstance(self.mixer, ContextMixer):
@@ -104,11 +104,13 @@ class LanguageModel(nn.Module):
         """
         if self.reads_context and (context_length is None or context_length < 1):
             raise ValueError(f"context_length = {context_length}: this model reads its context whole: at least 1")
+        y = None
         for block in self.blocks:
-            x = block(x, context_length)
+            x, y = block(x, y, context_length)
+        x = x if y is None else x + y
         if positions is not None:
             x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return self.norm(x)
+        return add_norm(x, None, self.norm.weight, self.norm.bias, eps=self.norm.eps)[1]
 
     def head(self, features: Tensor) -> Tensor:
         """The tied head: features (..., d_model) -> logits (..., vocab_size)."""

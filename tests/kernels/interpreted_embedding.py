@@ -45,6 +45,26 @@ def test_the_gradient_is_the_sum_of_each_ids_rows(replicas, n, v, d, kind):
     torch.testing.assert_close(got.double(), scattered(grad, tokens, v), rtol=1e-5, atol=1e-5)
 
 
+def test_ids_beyond_16_bits():
+    tokens = torch.tensor([0, 40_000, 32_767, 32_768, 40_000])
+    grad = torch.arange(5.0).view(1, 5, 1) + 1
+    got = triton.gradient(grad, tokens.unsqueeze(0), 40_001)
+    assert torch.equal(got.double(), scattered(grad, tokens, 40_001))
+
+
+def test_rows_of_another_dtype_have_a_gradient_of_it():
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(9, 16, generator=rng).requires_grad_()
+    tokens = torch.randint(9, (4, 10), generator=rng)
+    rows = embedding(weight, tokens, dtype=torch.float16, implementation="triton")
+    assert torch.equal(rows, weight.half()[tokens])
+    grad = torch.randn(rows.shape, generator=rng).half()
+    (got,) = torch.autograd.grad(rows, weight, grad)
+    assert got.dtype == torch.float32
+    want = scattered(grad.reshape(1, 40, 16), tokens.flatten(), 9)[0]
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "runs",
     [(32, 32, 32), (31, 33, 32), (1, 95), (64, 1, 31), (33, 30, 33), (16, 65, 15), (96,), (1, 31, 32, 32)],
@@ -115,7 +135,7 @@ def test_it_compiles_whole():
 def test_the_ops_hold_what_torch_asks_of_them():
     rng = torch.Generator().manual_seed(0)
     weight, tokens = torch.randn(2, 20, 16, generator=rng), torch.randint(20, (1, 30), generator=rng)
-    torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens))
+    torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens, torch.float32))
     torch.library.opcheck(triton.gradient, (torch.randn(2, 30, 16, generator=rng), tokens, 20))
 
 

@@ -21,6 +21,13 @@ def test_the_reference_is_its_definition(shape):
     torch.testing.assert_close(torch.autograd.grad(rows, weight, grad)[0], expected)
 
 
+def test_rows_come_in_the_dtype_asked_for():
+    weight, tokens = torch.randn(5, 3).requires_grad_(), torch.tensor([1, 4])
+    rows = embedding(weight, tokens, dtype=torch.bfloat16)
+    assert torch.equal(rows, weight[tokens].bfloat16())
+    assert torch.autograd.grad(rows.sum(), weight)[0].dtype == torch.float32
+
+
 def test_bad_input_is_named():
     weight, tokens = torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"\(5,\): must be \(V, D\)"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from zoology.kernels.wkv import WKVState, empty_state, wkv, wkv_step
+from zoology.kernels.wkv import WKVState, empty_state, reference, wkv, wkv_step
 
 
 def inputs(batch, time, width, size=1.0, seed=0):
@@ -28,9 +28,12 @@ def definition(k, v, w, u):
     return torch.stack(outputs, dim=1)
 
 
+@pytest.mark.parametrize("within", ["_doubling", "_pairs"])
 @pytest.mark.parametrize("size", [1.0, 60.0], ids=["usual", "extreme keys"])
 @pytest.mark.parametrize("time", [1, 2, 15, 16, 17, 40, 259])
-def test_outputs_and_gradients_follow_the_definition(time, size):
+def test_outputs_and_gradients_follow_the_definition(time, size, within, monkeypatch):
+    """By either way of scanning a block: the second is a GPU's."""
+    monkeypatch.setattr(reference, "_doubling", getattr(reference, within))
     given = inputs(2, time, 5, size)
     y, want = wkv(*given)[0], definition(*given)
     torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-11)

@@ -1,6 +1,5 @@
 """Softmax attention over everything seen so far: the reference point, whose state grows with the context."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,11 +9,14 @@ from torch import Tensor, nn
 
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig
+from zoology.architectures.parts import together
+from zoology.kernels.attention import attention, self_attention, takes
+from zoology.kernels.linear import linear
 from zoology.registry import InputError
 
 ROTARY_BASE = 10_000.0
-SHORT = 64
-"""Tokens up to which a GPU is faster with weights made whole than with flash attention, whose blocks are larger."""
+SHORT = 256
+"""Tokens up to which our kernel is as fast on a GPU as torch's, whose blocks are larger, with what is around it."""
 
 
 class AttentionState(NamedTuple):
@@ -62,6 +64,10 @@ class Attention(Mixer):
         return AttentionState(self.zeros(*shape), self.zeros(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] <= SHORT and not self.rotary and takes(x.device, x.dtype, self.head_dim):
+            weight = torch.cat([p.weight for p in (self.q_proj, self.k_proj, self.v_proj)])
+            qkv = linear(x, weight).unflatten(-1, (3, self.num_heads, -1))
+            return self.out_proj(self_attention(qkv, dropout=self._dropout()).flatten(2))
         return self._attend(*self._project(x, 0))
 
     def prefill(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
@@ -75,31 +81,26 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (batch, time, heads, head width) of tokens whose first stands at `position`."""
-        q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        parts = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
         return (rotate(q, position), rotate(k, position), v) if self.rotary else (q, k, v)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The queries are the last of the tokens that the keys belong to."""
         new, seen = q.shape[1], keys.shape[1]
+        dropout = self._dropout()
+        if new > 1 and seen <= SHORT and takes(q.device, q.dtype, self.head_dim):
+            return self.out_proj(attention(q, keys, values, dropout=dropout).flatten(2))
         mask = None
         if 1 < new < seen:  # is_causal would align the first query with the first key
             mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
-        dropout = self.dropout if self.training else 0.0
         causal = new > 1 and mask is None
-        if q.is_cuda and new == seen <= SHORT:
-            o = _attend_short(q, keys, values, dropout)
-        else:
-            o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         return self.out_proj(o.transpose(1, 2).flatten(2))
 
-
-def _attend_short(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention over a short sequence, its weights made whole: (batch, heads, time, head width) each."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    weights = scores.masked_fill(unseen, -math.inf).softmax(-1)
-    return F.dropout(weights, dropout, dropout > 0).to(v.dtype) @ v
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
 
 def head_dim(d_model: int, num_heads: int, name: str = "d_model") -> int:

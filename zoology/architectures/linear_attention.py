@@ -10,7 +10,7 @@ from zoology.architectures.attention import head_dim
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig, dial
 from zoology.architectures.feature_maps import Taylor, build_feature_map
-from zoology.architectures.parts import RMSNorm
+from zoology.architectures.parts import RMSNorm, together
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 
@@ -114,7 +114,8 @@ class LinearAttention(Mixer):
 
     def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(..., d_model) -> features of queries and keys (..., heads, F), and values (..., heads, d_v)."""
-        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        parts = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
         return (*self.feature_map(q, k, positions), v)
 
     def _output(self, o: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from zoology.architectures.attention import head_dim
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig, dial
+from zoology.architectures.parts import together
+from zoology.kernels.attention import attention, takes
 from zoology.kernels.sliding_window_attention import (
     SlidingWindowState,
     sliding_window_attention,
@@ -48,7 +50,12 @@ class SlidingWindow(Mixer):
         return SlidingWindowState(self.zeros(*shape), self.zeros(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        o, _ = sliding_window_attention(*self._project(x), window=self.window, dropout=self._dropout())
+        q, k, v = self._project(x)
+        dropout = self._dropout()
+        if dropout and takes(q.device, q.dtype, self.head_dim):  # the kernel that drops weights inside
+            o = attention(q, k, v, window=self.window, dropout=dropout)
+        else:
+            o, _ = sliding_window_attention(q, k, v, window=self.window, dropout=dropout)
         return self.out_proj(o.flatten(2))
 
     def prefill(self, x: Tensor, state: SlidingWindowState) -> tuple[Tensor, SlidingWindowState]:
@@ -65,7 +72,8 @@ class SlidingWindow(Mixer):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (..., d_model) -> (..., heads, head width)."""
         heads = (self.num_heads, self.head_dim)
-        return tuple(proj(x).unflatten(-1, heads) for proj in (self.q_proj, self.k_proj, self.v_proj))  # type: ignore[return-value]
+        parts = together(x, self.q_proj, self.k_proj, self.v_proj)
+        return tuple(part.unflatten(-1, heads) for part in parts)  # type: ignore[return-value]
 
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0

@@ -80,8 +80,13 @@ class AdamW:
 
 
 def flat_gradient(gradients: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Gradients, each (R, *shape), as one (R, P)."""
-    return torch.cat([g.flatten(1) if g.dim() > 1 else g.unsqueeze(1) for g in gradients], dim=1).to(like.dtype)
+    """Gradients, each (R, *shape), as one (R, P).
+
+    The first is apart, the embedding's, most of it all: of a choice of two a compiler makes a part of what reads them,
+    of a choice of many a copy.
+    """
+    first, *others = (g.flatten(1) if g.dim() > 1 else g.unsqueeze(1) for g in gradients)
+    return torch.cat([first, *([torch.cat(others, dim=1)] if others else [])], dim=1).to(like.dtype)
 
 
 def update(

@@ -6,8 +6,8 @@ embedding and the head, which are most of the work of a small model, run outside
 Letters: R replicas, B batch, T time, N labels in a sequence, D d_model, V vocabulary, P parameters of one model.
 """
 
-import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from zoology.kernels.embedding import embedding
+from zoology.kernels.linear import linear
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.model import LanguageModel
 from zoology.tasks.base import IGNORE
 
 EMBEDDING = "embedding.weight"
-PIECES, LEAST_ROWS = 16, 128
-"""Into how many pieces a GPU's linear maps are cut, and the rows that a piece must have to be worth it."""
 
 
 class Entry(NamedTuple):
@@ -56,23 +55,10 @@ class _Features(nn.Module):
 
 
 class SplitLinear(nn.Linear):
-    """The same linear map, its rows cut into pieces of one batched product.
-
-    The gradient of a weight is a product over all rows, B T of them, whose result is small: one block of a GPU would
-    walk them all for each replica, and the others idle. Cut in pieces, all of it works, and the sum over the pieces
-    is autograd's own.
-    """
+    """The same linear map as a GPU is quick at, see `kernels.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        weight = self.weight.to(dtype).t()
-        rows = x.numel() // self.in_features
-        pieces = math.gcd(rows, PIECES)
-        if rows < PIECES * LEAST_ROWS:
-            return F.linear(x, self.weight, self.bias)
-        y = x.to(dtype).reshape(pieces, -1, self.in_features) @ weight.expand(pieces, *weight.shape)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias.to(dtype)
+        return linear(x, self.weight, self.bias)
 
 
 class Stack:
@@ -141,13 +127,11 @@ class Stack:
         }
         table = weights[f"model.{EMBEDDING}"]
         if self.size == 1:
-            x = embedding(table[0], tokens).unsqueeze(0)
+            x = embedding(table[0], tokens, dtype=self.compute).unsqueeze(0)
         else:
-            x = vmap(embedding, in_dims=(0, None))(table, tokens)
+            x = vmap(partial(embedding, dtype=self.compute), in_dims=(0, None))(table, tokens)
         device = x.device.type
         with torch.autocast(device, self.compute, enabled=self.compute is not None, cache_enabled=False):
-            if self.compute is not None:
-                x = x.to(self.compute)
             x = F.dropout(x, dropout, training=dropout > 0)
 
             def run(weights: dict[str, Tensor], constant: dict[str, Tensor], x: Tensor) -> Tensor:

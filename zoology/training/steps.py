@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoology.data import SliceData
+from zoology.kernels.inline import inline
 from zoology.training import adamw
 from zoology.training.adamw import AdamW
 from zoology.training.stack import Stack
@@ -54,7 +55,8 @@ class Steps:
         batch = part.rows(rows)
         # New leaves in each step: the graph of an old one may belong to another stream, which a capture must not meet.
         leaves = self.stack.leaves_of(self.stack.flat)
-        losses = self._loss(leaves, *batch, part.task.prompt_length, self.dropout)
+        context = part.task.prompt_length if self.stack.template.reads_context else None
+        losses = self._loss(leaves, *batch, context, self.dropout)
         gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
         self._update(gradients)
         self.loss_sum += losses.detach()
@@ -78,12 +80,25 @@ class GraphSteps(Steps):
     for each slice, so that the host only names the rows and starts it.
 
     What cannot be compiled runs as it is, what cannot be captured is launched kernel by kernel; `notes` say so.
+
+    Args:
+        shared: lengths of more than one slice to come. What is compiled for these takes any number of labels.
     """
 
-    def __init__(self, stack: Stack, optimiser: AdamW, dropout: float, compiled: bool = True):
+    def __init__(
+        self,
+        stack: Stack,
+        optimiser: AdamW,
+        dropout: float,
+        compiled: bool = True,
+        shared: Collection[int] = (),
+    ):
         super().__init__(stack, optimiser, dropout)
+        self._shared = shared
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        if compiled:
+            inline()
         torch.compiler.reset()  # what was compiled for another trial is of no use, and counts towards Dynamo's limit
         self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
         self._compiled_update = torch.compile(_flat_update, fullgraph=True, dynamic=False) if compiled else None
@@ -118,6 +133,7 @@ class GraphSteps(Steps):
             with torch.cuda.graph(graph, pool=self._pool):
                 self._run(part, rows)
         except torch.OutOfMemoryError:
+            _leave_capture()  # a smaller group shall be captured
             raise
         except RuntimeError as error:
             _leave_capture()
@@ -152,8 +168,13 @@ class GraphSteps(Steps):
                     t.copy_(before)
             torch.cuda.set_rng_state(random)
 
-    def _loss(self, *args: Any) -> Tensor:
-        return self._compiled_loss(*args) if self._compiled_loss is not None else super()._loss(*args)
+    def _loss(self, leaves: list[Tensor], tokens: Tensor, positions: Tensor, targets: Tensor, *rest: Any) -> Tensor:
+        if self._compiled_loss is None:
+            return super()._loss(leaves, tokens, positions, targets, *rest)
+        if tokens.shape[1] in self._shared:
+            for labels in (positions, targets):
+                torch._dynamo.maybe_mark_dynamic(labels, 1)
+        return self._compiled_loss(leaves, tokens, positions, targets, *rest)
 
     def _update(self, gradients: tuple[Tensor, ...]) -> None:
         if self._compiled_update is None:

@@ -12,7 +12,9 @@ from zoology.kernels.replicas import choose
 __all__ = ["embedding"]
 
 
-def embedding(weight: Tensor, tokens: Tensor, *, implementation: str | None = None) -> Tensor:
+def embedding(
+    weight: Tensor, tokens: Tensor, *, dtype: torch.dtype | None = None, implementation: str | None = None
+) -> Tensor:
     """The rows of `weight` that `tokens` name.
 
     `torch.vmap` over models, (R, V, D), that read the same tokens sorts the tokens once for all of them.
@@ -20,10 +22,11 @@ def embedding(weight: Tensor, tokens: Tensor, *, implementation: str | None = No
     Args:
         weight: (V, D).
         tokens: (...) int64, in 0 .. V - 1.
+        dtype: of the rows, which is that of their gradient; None for that of `weight`.
         implementation: "triton", "reference", or None for the device's.
 
     Returns:
-        (..., D), in the dtype of `weight`. Its gradient is summed in float32 in Triton, without atomics: the same
+        (..., D). Its gradient is summed in float32 in Triton, without atomics: the same
         numbers in every run; once, not twice.
 
     Raises:
@@ -34,9 +37,9 @@ def embedding(weight: Tensor, tokens: Tensor, *, implementation: str | None = No
     if tokens.dtype != torch.int64 or not weight.is_floating_point():
         raise ValueError(f"weight, tokens are {weight.dtype}, {tokens.dtype}: must be floating, torch.int64")
     if choose(implementation, weight.device) == "reference":
-        return reference.embedding(weight, tokens)
+        return reference.embedding(weight, tokens, dtype=dtype)
     from zoology.kernels.embedding import triton
 
     triton.limits(weight, tokens)
-    rows = triton.forward(weight.unsqueeze(0), tokens.reshape(1, -1))
+    rows = triton.forward(weight.unsqueeze(0), tokens.reshape(1, -1), dtype or weight.dtype)
     return rows.reshape(*tokens.shape, weight.shape[1])

@@ -1,4 +1,4 @@
-"""The gradient of a table of embeddings in Triton, and the `torch.library` ops around it.
+"""A table of embeddings in Triton, and the `torch.library` ops around it.
 
 Tokens are sorted once (stably), so that each id's rows of the gradient lie together in that order, a *segment*. One
 program sums the segments of a few ids. The order is cut into windows of fixed size: where a window lies within one
@@ -19,6 +19,18 @@ from zoology.kernels.replicas import fold, fold_shared, unfold
 
 TOGETHER = 8
 """Rows of one segment that a program reads at a time."""
+
+
+@triton.jit
+def _rows_kernel(weight, tokens, out, N, weight_r, each, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """out[r, n] = weight[r, tokens[n]]"""
+    replica = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    dims = tl.arange(0, WIDTH)
+    token = tl.load(tokens + replica * each + rows, mask=rows < N, other=0)
+    there = (rows < N)[:, None] & (dims < D)[None, :]
+    x = tl.load(weight + replica * weight_r + token[:, None] * D + dims[None, :], mask=there, other=0.0)
+    tl.store(out + (replica * N + rows)[:, None] * D + dims[None, :], x, mask=there)
 
 
 @triton.jit
@@ -97,9 +109,10 @@ def launch(grad: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
         return grad.new_zeros(replicas, vocab_size, d, dtype=torch.float32)
     if replicas > 1 and tokens.shape[0] > 1 and tokens.stride(0) == 0:
         tokens = tokens[:1]
-    # Half the bits to sort: ids are below 2^31, see `limits`.
-    ids, order = torch.sort(tokens.to(torch.int32), dim=1, stable=True)
-    bounds = torch.arange(vocab_size + 1, device=grad.device, dtype=torch.int32).expand(ids.shape[0], -1)
+    # A sort goes over 8 bits at a time: no more of them than ids have, which are below 2^31, see `limits`.
+    narrow = torch.int16 if vocab_size < 2**15 else torch.int32
+    ids, order = torch.sort(tokens.to(narrow), dim=1, stable=True)
+    bounds = torch.arange(vocab_size + 1, device=grad.device, dtype=narrow).expand(ids.shape[0], -1)
     starts = torch.searchsorted(ids, bounds.contiguous(), out_int32=True)
     grad = grad.contiguous()
     size, width = window(n), min(128, max(16, triton.next_power_of_2(d)))
@@ -131,17 +144,24 @@ def limits(weight: Tensor, tokens: Tensor) -> None:
 
 
 @torch.library.custom_op("zoology::embedding", mutates_args=())
-def forward(weight: Tensor, tokens: Tensor) -> Tensor:
-    """weight (R, V, D), tokens (R, N) or (1, N) -> (R, N, D)."""
+def forward(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight (R, V, D), tokens (R, N) or (1, N) -> (R, N, D) in some dtype."""
     replicas, _, d = weight.shape
-    if tokens.shape[0] == 1:
-        return weight.index_select(1, tokens[0])
-    return weight.gather(1, tokens.unsqueeze(-1).expand(replicas, -1, d))
+    n = tokens.shape[1]
+    out = weight.new_empty(replicas, n, d, dtype=dtype)
+    if out.numel():
+        weight, tokens = weight if weight[0].is_contiguous() else weight.contiguous(), tokens.contiguous()
+        width = triton.next_power_of_2(d)
+        rows = max(1, 2048 // width)
+        _rows_kernel[(triton.cdiv(n, rows), replicas)](
+            weight, tokens, out, n, weight.stride(0), n if tokens.shape[0] > 1 else 0, D=d, ROWS=rows, WIDTH=width
+        )
+    return out
 
 
 @forward.register_fake
-def _(weight: Tensor, tokens: Tensor) -> Tensor:
-    return weight.new_empty(weight.shape[0], tokens.shape[1], weight.shape[2])
+def _(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.new_empty(weight.shape[0], tokens.shape[1], weight.shape[2], dtype=dtype)
 
 
 @torch.library.custom_op("zoology::embedding_gradient", mutates_args=())
@@ -155,25 +175,27 @@ def _(grad: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     return grad.new_empty(grad.shape[0], vocab_size, grad.shape[2], dtype=torch.float32)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    weight, tokens = inputs
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, torch.dtype], output: Tensor) -> None:
+    weight, tokens, _ = inputs
     ctx.vocab_size, ctx.dtype = weight.shape[1], weight.dtype
     ctx.save_for_backward(tokens)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     (tokens,) = ctx.saved_tensors
-    return gradient(grad, tokens, ctx.vocab_size).to(ctx.dtype), None
+    return gradient(grad, tokens, ctx.vocab_size).to(ctx.dtype), None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup)
 
 
 @forward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], weight: Tensor, tokens: Tensor) -> tuple[Tensor, int]:
+def _(
+    info: Any, in_dims: tuple[int | None, ...], weight: Tensor, tokens: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, int]:
     weight = fold(weight, in_dims[0], info.batch_size)
     tokens = fold_shared(tokens, in_dims[1], info.batch_size, weight.shape[0] // info.batch_size)
-    return unfold(forward(weight, tokens), info.batch_size), 0
+    return unfold(forward(weight, tokens, dtype), info.batch_size), 0
 
 
 @gradient.register_vmap

@@ -109,15 +109,18 @@ def _join(early: Tensor, p_early: Tensor, fall: Tensor, late: Tensor, p_late: Te
 def _scan(sums: Tensor, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of each token alone -> sums up to each token: (2, ..., T, D), exponents (..., T, D).
 
-    Tokens are scanned within blocks, all blocks at once, by doubling; then the blocks' totals in the same way.
+    Tokens are scanned within blocks, all blocks at once, by doubling; then the blocks' totals in the same way. On a GPU
+    a block is one sum over all pairs, which torch.compile makes without writing any of them down; of the rounds of
+    doubling it makes one expression that it cannot compile in minutes.
     """
     time = p.shape[-2]
+    within = _pairs if p.is_cuda else _doubling
     if time <= BLOCK:
-        return _doubling(sums, p, w)
+        return within(sums, p, w)
     short = -time % BLOCK
     sums = F.pad(sums, (0, 0, 0, short)).unflatten(-2, (-1, BLOCK))
     p = F.pad(p, (0, 0, 0, short)).unflatten(-2, (-1, BLOCK))
-    sums, p = _doubling(sums, p, w)
+    sums, p = within(sums, p, w)
     totals, p_totals = _scan(sums[..., :-1, -1, :], p[..., :-1, -1, :], w * BLOCK)
     early = F.pad(totals, (0, 0, 1, 0)).unsqueeze(-2)
     p_early = F.pad(p_totals, (0, 0, 1, 0), value=EMPTY).unsqueeze(-2)
@@ -137,6 +140,16 @@ def _doubling(sums: Tensor, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.cat((p[..., :step, :], p_joined), dim=-2)
         step *= 2
     return sums, p
+
+
+def _pairs(sums: Tensor, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """`_scan`, each token's sum at once."""
+    token = torch.arange(p.shape[-2], device=p.device)
+    ago = (token.unsqueeze(-1) - token).unsqueeze(-1)  # (T, T, 1)
+    exponents = torch.where(ago >= 0, p.unsqueeze(-3) - ago * w, -torch.inf)
+    top = exponents.detach().amax(-2)
+    weights = (exponents - top.unsqueeze(-2)).exp()
+    return (weights * sums.unsqueeze(-3)).sum(-2), top
 
 
 def _check(k: Tensor, v: Tensor, w: Tensor, u: Tensor, dims: int) -> None:
