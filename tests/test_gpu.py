@@ -37,17 +37,6 @@ def test_a_trial_learns_there_and_repeats_bit_for_bit(name):
     assert all(row["accuracy"] > 0.95 for row in rows if row["split"] == "test")
 
 
-def test_slices_of_one_length_are_compiled_once():
-    sizes = {"vocab_size": (64,), "seq_len": (32,), "num_pairs": (2, 4, 8)}
-    (spec,) = expand(Request(architectures=("attention",), **TINY | {"task_params": sizes}))
-    assert len(spec.train) == 3
-    compiled = torch._dynamo.utils.counters["stats"]
-    before = compiled["unique_graphs"]
-    result = fit(spec, "cuda")
-    assert result.notes == ()
-    assert compiled["unique_graphs"] - before == 2  # the loss and the update
-
-
 def test_state_and_data_are_those_of_a_cpu():
     here, there = (fit(trial("based"), device).rows() for device in ("cuda", "cpu"))
     for gpu, cpu in zip(here, there, strict=True):

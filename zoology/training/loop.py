@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,12 +81,8 @@ class Loop:
         self.stack, self.training, self.data, self.report, self.saved = stack, training, data, report, saved
         self.steps = training.epochs * steps_per_epoch(data.train, training.batch_size)
         optimiser = AdamW(stack, learning_rates, training.weight_decay, self.steps, training.warmup)
-        if stack.flat.is_cuda:
-            lengths = Counter(part.tokens.shape[1] for part in data.train)
-            shared = [length for length, slices in lengths.items() if slices > 1]
-            self.run: Steps = GraphSteps(stack, optimiser, training.embedding_dropout, shared=shared)
-        else:
-            self.run = Steps(stack, optimiser, training.embedding_dropout)
+        kind = GraphSteps if stack.flat.is_cuda else Steps
+        self.run = kind(stack, optimiser, training.embedding_dropout)
         self.replicas = [Replica() for _ in learning_rates]
         self.best, self.last = stack.flat.clone(), stack.flat.clone()
         self.rows = list(range(stack.size))  # row of the stack -> replica

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -80,21 +80,10 @@ class GraphSteps(Steps):
     for each slice, so that the host only names the rows and starts it.
 
     What cannot be compiled runs as it is, what cannot be captured is launched kernel by kernel; `notes` say so.
-
-    Args:
-        shared: lengths of more than one slice to come. What is compiled for these takes any number of labels.
     """
 
-    def __init__(
-        self,
-        stack: Stack,
-        optimiser: AdamW,
-        dropout: float,
-        compiled: bool = True,
-        shared: Collection[int] = (),
-    ):
+    def __init__(self, stack: Stack, optimiser: AdamW, dropout: float, compiled: bool = True):
         super().__init__(stack, optimiser, dropout)
-        self._shared = shared
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
         if compiled:
@@ -168,13 +157,8 @@ class GraphSteps(Steps):
                     t.copy_(before)
             torch.cuda.set_rng_state(random)
 
-    def _loss(self, leaves: list[Tensor], tokens: Tensor, positions: Tensor, targets: Tensor, *rest: Any) -> Tensor:
-        if self._compiled_loss is None:
-            return super()._loss(leaves, tokens, positions, targets, *rest)
-        if tokens.shape[1] in self._shared:
-            for labels in (positions, targets):
-                torch._dynamo.maybe_mark_dynamic(labels, 1)
-        return self._compiled_loss(leaves, tokens, positions, targets, *rest)
+    def _loss(self, *args: Any) -> Tensor:
+        return self._compiled_loss(*args) if self._compiled_loss is not None else super()._loss(*args)
 
     def _update(self, gradients: tuple[Tensor, ...]) -> None:
         if self._compiled_update is None:
