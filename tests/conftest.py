@@ -1,13 +1,17 @@
 """What every test folder may use."""
 
+import gc
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 # Tests run side by side, one on each core (pytest -n auto): threads within them would only get in each other's way.
 # Before torch is imported, as it reads this once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 
 from zoology import registry
 from zoology.architectures.base import architectures, mixers
@@ -25,3 +29,15 @@ def own_registries(monkeypatch):
         monkeypatch.setattr(names, "_entries", packaged)
     monkeypatch.setattr(registry, "_loaded", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def memory_of_the_gpu():
+    """For tests that take tens of gigabytes: one after another, in whatever process they run."""
+    import fcntl  # not on Windows
+
+    with open(Path(tempfile.gettempdir()) / "zoology-gpu-tests.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -59,6 +59,7 @@ def test_it_repeats_bit_for_bit(dtype):
             assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("memory_of_the_gpu")
 def test_more_elements_than_32_bits_count():
     """R M D just over 2^31: the last rows are those of a call of their own."""
     rows = 2**31 // (12 * 64) + 1

@@ -91,6 +91,7 @@ def test_it_repeats_bit_for_bit(time, dtype):
             assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("memory_of_the_gpu")
 @pytest.mark.parametrize("time", [64, 256])
 def test_more_elements_than_32_bits_count(time):
     """B T H d just over 2^31: the last rows are those of a call of their own."""

@@ -75,6 +75,7 @@ def test_cross_entropy_repeats_bit_for_bit(r, dtype):
             assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("memory_of_the_gpu")
 def test_cross_entropy_of_more_elements_than_32_bits_count():
     """M D just over 2^31 within one replica: the last rows are those of a call of their own."""
     d, rows = 512, 2**22 + 64

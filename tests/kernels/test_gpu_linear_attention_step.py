@@ -67,6 +67,7 @@ def test_it_errs_no_more_than_the_reference(feature_map, batch, heads, f, dv, dt
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("memory_of_the_gpu")
 def test_more_elements_than_32_bits_count():
     """B H F dv beyond 2^31: the last rows are those of a call of their own."""
     arguments = inputs(2, 2**9, 16, 64, torch.bfloat16, torch.bfloat16)

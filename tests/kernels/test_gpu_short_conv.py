@@ -76,6 +76,7 @@ def test_it_repeats_bit_for_bit(dtype):
             assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("memory_of_the_gpu")
 @pytest.mark.parametrize(("batch", "time"), [(1, 2**21 + 3), (2**15 + 1, 64)])
 def test_more_elements_than_32_bits_count(batch, time):
     """B T D just over 2^31: the last rows are those of a call of their own."""

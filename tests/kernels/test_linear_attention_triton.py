@@ -106,6 +106,7 @@ def test_it_errs_no_more_than_the_reference(shape, cut, feature_map, normalise, 
 
 @pytest.mark.gpu
 @GPU
+@pytest.mark.usefixtures("memory_of_the_gpu")
 def test_more_elements_than_32_bits_count():
     """B T H dv just over 2^31: the last sequence is as it is alone."""
     batch, time, heads, dv = 1026, 512, 32, 128
