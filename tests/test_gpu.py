@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoology.sweeps.space import Request, expand
+from zoology.sweeps.space import Request, expand, known_architectures
 from zoology.train import fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -35,6 +35,13 @@ def test_a_trial_learns_there_and_repeats_bit_for_bit(name):
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in first.rows()]
     assert rows == [{k: v for k, v in row.items() if k != "seconds"} for row in second.rows()]
     assert all(row["accuracy"] > 0.95 for row in rows if row["split"] == "test")
+
+
+@pytest.mark.parametrize("name", known_architectures())
+def test_the_steps_of_each_mixer_are_stacked_compiled_and_captured(name):
+    (spec,) = expand(Request(architectures=(name,), **TINY | {"train_examples": 640, "test_examples": 64}))
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"learning_rates": (1e-2, 1e-3)})})
+    assert fit(spec, "cuda").notes == ()
 
 
 def test_state_and_data_are_those_of_a_cpu():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from trials import TINY, mqar_slice, numbers, stopped, trial
 
+import zoology.train
 import zoology.training.adamw
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.data import load_data
@@ -54,6 +55,23 @@ def test_what_was_good_before_it_diverged_is_kept(monkeypatch):
     for kept, score in zip(replica.scores, good.scores, strict=True):
         assert (kept.accuracy, kept.loss) == (score.accuracy, score.loss)
         assert kept.accuracy_last is kept.loss_last is None
+
+
+def test_scores_are_proven_on_as_many_sequences_as_fit_into_memory(monkeypatch):
+    proven = []
+
+    def narrow(factory, model, tokens, *args, **kwargs):
+        if len(tokens) > 8:
+            raise torch.OutOfMemoryError
+        proven.append((len(tokens), len(kwargs["scored"])))
+
+    monkeypatch.setattr(zoology.train, "verify_trained", narrow)
+    result = fit(trial())
+    assert proven == [(8, 8)]
+    assert result.notes == (
+        "out of memory with 32 sequences to prove T16-N2 on: took 16",
+        "out of memory with 16 sequences to prove T16-N2 on: took 8",
+    )
 
 
 def broken(raised: BaseException) -> type[Mixer]:

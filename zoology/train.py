@@ -213,13 +213,17 @@ class _Trial:
             self.notes.append(f"its replicas cannot be trained as one, so they were trained one by one: {reason}")
             smaller = [(index,) for index in group]
         else:
+            self._free()  # the graphs of the steps
             self._score(group, stack, trained, time.perf_counter() - begin, saved)
             return []
-        # Here the exception, and with it every tensor of the attempt, is gone.
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._free()  # here the exception, and with it every tensor of the attempt, is gone
         return smaller
+
+    def _free(self) -> None:
+        """Give back what memory of the GPU nothing uses any more, with what only cycles of objects still hold."""
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def result(self) -> TrialResult:
         """What came of all replicas, in their order."""
@@ -283,7 +287,7 @@ class _Trial:
             at = trained.replicas[row]
             model = stack.alone(trained.best, row)
             if at.best_valid is not None:
-                _verify(self.fresh, model, self.spec, self.data)
+                self._verify(model)
             states = states or [
                 model.measure_state(part.tokens[:1, : context_of(model, part.task)]) for part in self.data.test
             ]
@@ -311,6 +315,31 @@ class _Trial:
             words = {"replicas": [self.done[index].model_dump(mode="json") for index in group], "notes": self.notes}
             with contextlib.suppress(OSError):  # then a trial that is killed begins this group anew
                 checkpoint.write(saved, _named(self.weights, group), words)
+
+    def _verify(self, model: LanguageModel) -> None:
+        """Prove the scores of a trained model on every slice, on as many sequences as there is memory for.
+
+        Raises:
+            AuditError: naming the slice, and what does not fit.
+        """
+        for test, valid in zip(self.data.test, self.data.valid, strict=True):
+            # Validation helps out where the test set is a single sequence: rows are tried against one another.
+            tokens = torch.cat([test.tokens, valid.tokens])[:VERIFIED_SEQUENCES]
+            scored = torch.cat([test.labelled(), valid.labelled()])[:VERIFIED_SEQUENCES]
+            context = context_of(model, test.task)
+            while True:
+                try:
+                    finding = verify_trained(self.fresh, model, tokens, context, scored=scored)
+                    break
+                except torch.OutOfMemoryError:
+                    if len(tokens) < 4:
+                        raise
+                self._free()
+                half = len(tokens) // 2
+                self.notes.append(f"out of memory with {len(tokens)} sequences to prove {test.name} on: took {half}")
+                tokens, scored = tokens[:half], scored[:half]
+            if finding:
+                raise AuditError(f"{self.spec.architecture} on {test.name}, after training: {finding}")
 
     def _finished(self, saved: Path, group: tuple[int, ...]) -> bool:
         """Whether a group was trained and scored before a kill; then it is taken over as it is."""
@@ -362,13 +391,3 @@ class _Trial:
 def _named(weights: dict[int, dict[str, torch.Tensor]], group: Sequence[int]) -> dict[str, torch.Tensor]:
     """The weights of several replicas in one dictionary: `3.blocks.0.norm.weight`."""
     return {f"{index}.{name}": tensor for index in group for name, tensor in weights[index].items()}
-
-
-def _verify(fresh: Callable[[], LanguageModel], model: LanguageModel, spec: TrialSpec, data: TrialData) -> None:
-    for test, valid in zip(data.test, data.valid, strict=True):
-        # Validation helps out where the test set is a single sequence: rows are tried against one another.
-        tokens = torch.cat([test.tokens, valid.tokens])[:VERIFIED_SEQUENCES]
-        scored = torch.cat([test.labelled(), valid.labelled()])[:VERIFIED_SEQUENCES]
-        finding = verify_trained(fresh, model, tokens, context_of(model, test.task), scored=scored)
-        if finding:
-            raise AuditError(f"{spec.architecture} on {test.name}, after training: {finding}")

@@ -101,6 +101,14 @@ def test_it_compiles_whole_under_vmap_too():
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*(t[0] for t in stacked)), run(*(t[0] for t in stacked)))
 
+    def losses(*tensors):
+        return torch.vmap(run)(*tensors).sum()
+
+    leaves = [t.requires_grad_() for t in stacked]
+    both = torch.compile(losses, fullgraph=True, backend="aot_eager_decomp_partition")
+    for one, other in zip(torch.autograd.grad(both(*leaves), leaves), together, strict=True):
+        torch.testing.assert_close(one, other)
+
 
 def test_bad_input_is_named():
     x, delta, a, b, c, d, state = inputs(2, 4, 5, 3)

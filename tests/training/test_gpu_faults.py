@@ -35,6 +35,7 @@ def test_nan_in_one_replica_leaves_the_others_bit_equal(monkeypatch):
 
     monkeypatch.setattr(zoology.train.Loop, "__init__", spoil)
     spoiled = fit(SPEC, "cuda")
+    assert clean.notes == spoiled.notes == ()
     assert [replica.status for replica in spoiled.replicas] == ["ok", "diverged", "ok"]
     for index in (0, 2):
         assert numbers(clean.replicas[index]) == numbers(spoiled.replicas[index])

@@ -19,6 +19,10 @@ SHAPES = 64
 WARM_UPS = 3
 """Steps before a capture: lazy initialisation and autotuning must be over. What they change is taken back."""
 
+COMPILED: dict[str, Any] = {"dynamic": False, "options": {"deterministic": True}}
+"""How steps are compiled. Without `deterministic` the compiler times several ways to cut a sum and takes the fastest,
+which may be another one the next time: the same spec would give other bytes."""
+
 
 class Steps:
     """Steps one after another, eagerly.
@@ -89,8 +93,8 @@ class GraphSteps(Steps):
         if compiled:
             inline()
         torch.compiler.reset()  # what was compiled for another trial is of no use, and counts towards Dynamo's limit
-        self._compiled_loss = torch.compile(stack.mean_loss, dynamic=False) if compiled else None
-        self._compiled_update = torch.compile(_flat_update, fullgraph=True, dynamic=False) if compiled else None
+        self._compiled_loss = torch.compile(stack.mean_loss, **COMPILED) if compiled else None
+        self._compiled_update = torch.compile(_flat_update, fullgraph=True, **COMPILED) if compiled else None
 
     def __call__(self, part: SliceData, rows: Tensor) -> None:
         key = (id(part.tokens), len(rows))

@@ -105,18 +105,19 @@ def _chunked(
     right = torch.cat((b * v, b * before), dim=-1) if chunks > first else b * v
     # Autocast may have made the products in half precision; the system is solved in the state's own.
     solved = torch.linalg.solve_triangular(past.to(wide), right, upper=False, unitriangular=True)
-    u, w = solved[..., :dv], solved[..., dv:]
+    # Cut by split and unbind, not by index: the backward pass of an index fills a whole tensor with zeros for each.
+    u, w = solved.split((dv, right.shape[-1] - dv), dim=-1)
     ending = k_t if to_end is None else (k * to_end).transpose(-1, -2)
+    fades = [None] * chunks if from_start is None else from_start[..., -1:, :].unbind(2)
     starts, values = [], []
-    for n in range(chunks):
-        u_n = u[:, :, n]
+    for u_n, w_n, ending_n, fade in zip(u.unbind(2), w.unbind(2), ending.unbind(2), fades, strict=True):
         if s is not None:
             starts.append(s)
-            u_n = u_n - w[:, :, n] @ s
+            u_n = u_n - w_n @ s
         values.append(u_n)
-        added = ending[:, :, n] @ u_n
-        if s is not None and from_start is not None:
-            s = s * from_start[:, :, n, -1:]
+        added = ending_n @ u_n
+        if s is not None and fade is not None:
+            s = s * fade
         s = added.to(wide) if s is None else s + added
     u = values[0].unsqueeze(2) if chunks == 1 else torch.stack(values, dim=2)
     o = within @ u

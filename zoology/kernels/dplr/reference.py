@@ -96,25 +96,26 @@ def _chunked(
     # One product for all four kinds of pairs. Autocast may make it in half precision; the system is solved in the
     # state's own.
     pairs = (torch.cat((a, q), dim=-2) @ torch.cat((b, k), dim=-2).transpose(-1, -2)).to(wide)
-    a_b, a_k = pairs[..., :size, :size], pairs[..., :size, size:].tril(-1)
-    q_b, q_k = pairs[..., size:, :size].tril(), pairs[..., size:, size:].tril()
+    # Cut by split and unbind, not by index: the backward pass of an index fills a whole tensor with zeros for each.
+    (a_b, a_k), (q_b, q_k) = (half.split(size, dim=-1) for half in pairs.split(size, dim=-2))
+    a_k, q_b, q_k = a_k.tril(-1), q_b.tril(), q_k.tril()
     first = 1 if s is None else 0  # the first chunk that has something before it
     right = (a_k @ v).to(wide)
     if chunks > first:  # how the s of a chunk depend on what was before it, solved for along with v
         right = torch.cat((right, a), dim=-1)
     solved = torch.linalg.solve_triangular(-a_b, right, upper=False, unitriangular=True)
-    own, of_start = solved[..., :dv], solved[..., dv:]
-    b_t, added = b.transpose(-1, -2), k.transpose(-1, -2) @ v
-    decay = total[..., -1, :].exp().unsqueeze(-1)
+    own, of_start = solved.split((dv, right.shape[-1] - dv), dim=-1)
+    added, decay = k.transpose(-1, -2) @ v, total[..., -1, :].exp().unsqueeze(-1)
     starts, reads = [], []
-    for n in range(chunks):
-        read = own[:, :, n]
+    for read, dependence, b_t, new, fade in zip(
+        *(x.unbind(2) for x in (own, of_start, b.transpose(-1, -2), added, decay)), strict=True
+    ):
         if s is not None:
             starts.append(s)
-            read = read + of_start[:, :, n] @ s
+            read = read + dependence @ s
         reads.append(read)
-        new = added[:, :, n] + b_t[:, :, n] @ read
-        s = decay[:, :, n] * (new if s is None else s + new)
+        new = new + b_t @ read
+        s = fade * (new if s is None else s + new)
     reads_all = reads[0].unsqueeze(2) if chunks == 1 else torch.stack(reads, dim=2)
     o = q_b @ reads_all + q_k @ v
     if starts:

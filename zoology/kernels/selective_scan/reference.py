@@ -150,50 +150,52 @@ def _states(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[
     """The decays (T, B, N, E), what is put in (T, B, E), and the states (T, B, N, E) of a chunk that h comes before."""
     decay = torch.exp(delta.unsqueeze(-2) * A)
     added = delta * x
-    inputs = B.unsqueeze(-1) * added.unsqueeze(-2)
-    inputs[0] += decay[0] * h
-    return decay, added, _scan(decay, inputs)
+    return decay, added, _scan(decay, B.unsqueeze(-1) * added.unsqueeze(-2), h)
 
 
-def _scan(a: Tensor, b: Tensor) -> Tensor:
-    """h_t = a_t h_{t-1} + b_t along the first axis, from h = 0. Written into b.
+def _scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """h_t = a_t h_{t-1} + b_t along the first axis, from an h before it.
 
     In blocks of about sqrt(T): all blocks at once go through their own steps, then what each hands on is found from
-    block to block, and put into all blocks at once.
+    block to block, and put into all blocks at once. Nothing is written in place, which a compiler under vmap refuses.
     """
     time, size = len(b), math.isqrt(len(b))
     whole = time - time % size
-    decay, h = (x[:whole].unflatten(0, (-1, size)) for x in (a, b))
-    since = [decay[:, 0]]  # the product of the decays since the block began
-    for j in range(1, size):
-        h[:, j] = torch.addcmul(h[:, j], decay[:, j], h[:, j - 1])
-        since.append(since[-1] * decay[:, j])
-    for i in range(1, len(h)):
-        h[i, -1] = torch.addcmul(h[i, -1], since[-1][i], h[i - 1, -1])
-    for j in range(size - 1):
-        h[1:, j] = torch.addcmul(h[1:, j], since[j][1:], h[:-1, -1])
+    decays, own = (x[:whole].unflatten(0, (-1, size)).unbind(1) for x in (a, b))
+    states, since = [own[0]], [decays[0]]  # since: the product of the decays since the block began
+    for decay, new in zip(decays[1:], own[1:], strict=True):
+        states.append(torch.addcmul(new, decay, states[-1]))
+        since.append(since[-1] * decay)
+    before = [h]
+    for last, fade in zip(states[-1], since[-1], strict=True):
+        before.append(torch.addcmul(last, fade, before[-1]))
+    carried = torch.stack(before[:-1])
+    found = torch.stack([torch.addcmul(*each, carried) for each in zip(states, since, strict=True)], dim=1)
+    rest = [before[-1]]
     for t in range(whole, time):
-        b[t] = torch.addcmul(b[t], a[t], b[t - 1])
-    return b
+        rest.append(torch.addcmul(b[t], a[t], rest[-1]))
+    return found.flatten(0, 1) if len(rest) == 1 else torch.cat((found.flatten(0, 1), torch.stack(rest[1:])))
 
 
 def _scan_back(a: Tensor, b: Tensor) -> Tensor:
-    """g_t = b_t + a_{t+1} g_{t+1} along the first axis, from g = 0 behind the end. Written into b, in blocks as above,
-    from the end."""
+    """g_t = b_t + a_{t+1} g_{t+1} along the first axis, from g = 0 behind the end, in blocks as above, from the end."""
     time, size = len(b), math.isqrt(len(b))
     rest = time % size
-    decay, g = (x[rest:].unflatten(0, (-1, size)) for x in (a, b))
-    until = [decay[1:, 0]]  # the product of the decays from there to the first token of the next block
-    for j in reversed(range(size - 1)):
-        g[:, j] = torch.addcmul(g[:, j], decay[:, j + 1], g[:, j + 1])
-        until.append(until[-1] * decay[:-1, j + 1])
-    for i in reversed(range(len(g) - 1)):
-        g[i, 0] = torch.addcmul(g[i, 0], until[-1][i], g[i + 1, 0])
-    for j in range(1, size):
-        g[:-1, j] = torch.addcmul(g[:-1, j], until[size - 1 - j], g[1:, 0])
-    for t in reversed(range(rest)):
-        b[t] = torch.addcmul(b[t], a[t + 1], b[t + 1])
-    return b
+    decays, own = (x[rest:].unflatten(0, (-1, size)).unbind(1) for x in (a, b))
+    # until: the product of the decays from there to the first token of the next block; the last has 0 from behind it.
+    found, until = [own[-1]], [decays[0].roll(-1, 0)]
+    for decay, new in zip(decays[:0:-1], own[-2::-1], strict=True):
+        found.append(torch.addcmul(new, decay, found[-1]))
+        until.append(until[-1] * decay)
+    behind = [torch.zeros_like(b[0])]
+    for i in range(len(found[-1]) - 1, 0, -1):
+        behind.append(torch.addcmul(found[-1][i], until[-1][i], behind[-1]))
+    carried = torch.stack(behind[::-1])
+    g = torch.stack([torch.addcmul(*each, carried) for each in zip(found, until, strict=True)][::-1], dim=1)
+    first = [g[0, 0]]
+    for t in range(rest - 1, -1, -1):
+        first.append(torch.addcmul(b[t], a[t + 1], first[-1]))
+    return g.flatten(0, 1) if rest == 0 else torch.cat((torch.stack(first[:0:-1]), g.flatten(0, 1)))
 
 
 def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, dims: int) -> None:

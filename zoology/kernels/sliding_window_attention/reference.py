@@ -116,8 +116,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropou
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """(..., time, d). PyTorch's own where it can: on a GPU, under vmap, it refuses a mask together with dropout."""
-    if dropout and mask is not None and q.is_cuda:
+    """(..., time, d). PyTorch's own where it can: on a GPU, under vmap, it refuses a mask."""
+    if mask is not None and q.is_cuda:
         return _product_by_product(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
