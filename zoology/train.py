@@ -223,6 +223,7 @@ class _Trial:
         """Give back what memory of the GPU nothing uses any more, with what only cycles of objects still hold."""
         if self.device.type == "cuda":
             gc.collect()
+            torch._C._cuda_clearCublasWorkspaces()  # tens of MB for each stream, those of captures too
             torch.cuda.empty_cache()
 
     def result(self) -> TrialResult:

@@ -5,7 +5,13 @@ import itertools
 import pytest
 import torch
 
-from zoology.kernels.selective_scan import selective_scan, selective_scan_step
+from zoology.kernels.selective_scan import blocks, pairs, reference, selective_scan, selective_scan_step
+
+
+@pytest.fixture(params=[blocks, pairs], ids=["blocks", "pairs"], autouse=True)
+def scans(request, monkeypatch):
+    """Both ways through a chunk, whatever the device."""
+    monkeypatch.setattr(reference, "_scans", lambda x: request.param)
 
 
 def inputs(batch, time, channels, n, seed=0, scale=1.0):

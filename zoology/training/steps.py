@@ -90,6 +90,7 @@ class GraphSteps(Steps):
         super().__init__(stack, optimiser, dropout)
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # one for all warm-ups: cuBLAS takes memory for itself on each
         if compiled:
             inline()
         torch.compiler.reset()  # what was compiled for another trial is of no use, and counts towards Dynamo's limit
@@ -116,11 +117,10 @@ class GraphSteps(Steps):
         """The graph of a step on this slice, or None where there can be none."""
         rows = rows.clone()
         with self._untouched(), torch._dynamo.config.patch(recompile_limit=SHAPES):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 self._warm_up(part, rows)
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool):

@@ -8,11 +8,13 @@ zero-order hold).
 Letters: B batch (and, as in the paper, the input map), T time, E channels, N d_state.
 """
 
-import math
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from zoology.kernels.selective_scan import blocks, pairs
 
 CACHED = 2**17
 """Numbers in the states of a chunk on a CPU: half a megabyte."""
@@ -31,10 +33,10 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """A piece of a sequence.
 
-    Of c tokens in a chunk, sqrt(c) neighbours are a block, and all blocks take their steps at once; what each hands on
-    to the next is added after. Every factor exp(delta A) is at most 1, so nothing overflows. The states (B, T, E, N)
-    exist for one chunk at a time: the backward pass makes them anew from the one before each chunk. A CPU is fastest
-    where the states of a chunk stay in its cache, a GPU where there are few chunks.
+    The tokens of a chunk are taken in blocks on a CPU, by pairs on a GPU. Every factor exp(delta A) is at most 1, so
+    nothing overflows. The states (B, T, E, N) exist for one chunk at a time: the backward pass makes them anew from the
+    one before each chunk. A CPU is fastest where the states of a chunk stay in its cache, a GPU where there are few
+    chunks.
 
     Args:
         x: (B, T, E).
@@ -122,7 +124,7 @@ class _SelectiveScan(torch.autograd.Function):
                 # What each state's gradient is: its own output's, and the next state's through the decay between.
                 own = c.unsqueeze(-1) * g.unsqueeze(-2)
                 own[-1] += dh
-                ds = _scan_back(decay, own)
+                ds = _scans(x).scan_back(decay, own)
                 dlog = ds * decay  # of delta A: times the state before, below
                 dh = dlog[0].clone()
                 dlog[0] *= before[index]
@@ -135,6 +137,11 @@ class _SelectiveScan(torch.autograd.Function):
                 dA = dA + (dlog * dt.unsqueeze(-2)).sum((0, 1))
         dx, ddelta, dB, dC = (torch.cat(parts[::-1]) for parts in grads)
         return dx, ddelta, dA, dB, dC, dh, None
+
+
+def _scans(x: Tensor) -> ModuleType:
+    """A CPU is fastest with few and long operations, a GPU with few that depend on one another."""
+    return pairs if x.is_cuda else blocks
 
 
 def _chunks(time: int, size: int) -> list[slice]:
@@ -150,52 +157,7 @@ def _states(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[
     """The decays (T, B, N, E), what is put in (T, B, E), and the states (T, B, N, E) of a chunk that h comes before."""
     decay = torch.exp(delta.unsqueeze(-2) * A)
     added = delta * x
-    return decay, added, _scan(decay, B.unsqueeze(-1) * added.unsqueeze(-2), h)
-
-
-def _scan(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    """h_t = a_t h_{t-1} + b_t along the first axis, from an h before it.
-
-    In blocks of about sqrt(T): all blocks at once go through their own steps, then what each hands on is found from
-    block to block, and put into all blocks at once. Nothing is written in place, which a compiler under vmap refuses.
-    """
-    time, size = len(b), math.isqrt(len(b))
-    whole = time - time % size
-    decays, own = (x[:whole].unflatten(0, (-1, size)).unbind(1) for x in (a, b))
-    states, since = [own[0]], [decays[0]]  # since: the product of the decays since the block began
-    for decay, new in zip(decays[1:], own[1:], strict=True):
-        states.append(torch.addcmul(new, decay, states[-1]))
-        since.append(since[-1] * decay)
-    before = [h]
-    for last, fade in zip(states[-1], since[-1], strict=True):
-        before.append(torch.addcmul(last, fade, before[-1]))
-    carried = torch.stack(before[:-1])
-    found = torch.stack([torch.addcmul(*each, carried) for each in zip(states, since, strict=True)], dim=1)
-    rest = [before[-1]]
-    for t in range(whole, time):
-        rest.append(torch.addcmul(b[t], a[t], rest[-1]))
-    return found.flatten(0, 1) if len(rest) == 1 else torch.cat((found.flatten(0, 1), torch.stack(rest[1:])))
-
-
-def _scan_back(a: Tensor, b: Tensor) -> Tensor:
-    """g_t = b_t + a_{t+1} g_{t+1} along the first axis, from g = 0 behind the end, in blocks as above, from the end."""
-    time, size = len(b), math.isqrt(len(b))
-    rest = time % size
-    decays, own = (x[rest:].unflatten(0, (-1, size)).unbind(1) for x in (a, b))
-    # until: the product of the decays from there to the first token of the next block; the last has 0 from behind it.
-    found, until = [own[-1]], [decays[0].roll(-1, 0)]
-    for decay, new in zip(decays[:0:-1], own[-2::-1], strict=True):
-        found.append(torch.addcmul(new, decay, found[-1]))
-        until.append(until[-1] * decay)
-    behind = [torch.zeros_like(b[0])]
-    for i in range(len(found[-1]) - 1, 0, -1):
-        behind.append(torch.addcmul(found[-1][i], until[-1][i], behind[-1]))
-    carried = torch.stack(behind[::-1])
-    g = torch.stack([torch.addcmul(*each, carried) for each in zip(found, until, strict=True)][::-1], dim=1)
-    first = [g[0, 0]]
-    for t in range(rest - 1, -1, -1):
-        first.append(torch.addcmul(b[t], a[t + 1], first[-1]))
-    return g.flatten(0, 1) if rest == 0 else torch.cat((torch.stack(first[:0:-1]), g.flatten(0, 1)))
+    return decay, added, _scans(x).scan(decay, B.unsqueeze(-1) * added.unsqueeze(-2), h)
 
 
 def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, dims: int) -> None:
