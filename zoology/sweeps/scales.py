@@ -37,7 +37,7 @@ SMALL = Scale(
         validate_every=50,
         threshold=0.999,
     ),
-    valid=256,
+    valid=128,
     test=1000,
 )
 """Trains in seconds on a CPU: the scale of a first look, and of this project's own tests."""
