@@ -21,6 +21,7 @@ from common import RESULTS, append, machine, seconds
 import zoology.architectures  # noqa: F401  its import registers the mixers
 from zoology.architectures.base import ContextMixer, build_mixer, mixers
 from zoology.registry import InputError, load_plugin
+from zoology.training.memory import keep_freed_memory
 
 BATCH, D_MODEL = 8, 64
 LENGTHS = (256, 1024)
@@ -115,6 +116,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="MIXER", help="default: all that are registered")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a file that registers mixers")
     parser.add_argument("--repeats", type=int, default=7, help="how often each is measured (default 7)")
+    parser.add_argument(
+        "--give-back", action="store_true", help="freed memory goes back to the system"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "mixers.csv", help="where the rows go")
     given = parser.parse_args()
     if given.repeats < 1:
@@ -126,6 +130,8 @@ def main() -> None:
     except InputError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
+    if not given.give_back:
+        keep_freed_memory()  # as training does
     print(f"forward and backward, batch {BATCH}, d_model {D_MODEL}, at {LENGTHS[0]} and {LENGTHS[1]} tokens")
     append(measure(names, given.repeats), machine("torch"), COLUMNS, given.out)
     print(f"rows appended to {given.out}")

@@ -28,6 +28,7 @@ from zoology.tasks.limits import tabulate
 from zoology.training import checkpoint
 from zoology.training.evaluate import Measured, evaluate_all
 from zoology.training.loop import Loop, Trained
+from zoology.training.memory import keep_freed_memory
 from zoology.training.stack import Stack
 
 VERIFIED_SEQUENCES = 32
@@ -101,6 +102,7 @@ def run_trial(
     keep: Path | None = None,
 ) -> TrialResult:
     """`fit` for a worker: registers the spec's plugins first; what is raised becomes the result, traceback and all."""
+    keep_freed_memory()
     try:
         load_entry_points()
         for plugin in spec.plugins:
