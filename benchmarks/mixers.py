@@ -116,9 +116,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="MIXER", help="default: all that are registered")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a file that registers mixers")
     parser.add_argument("--repeats", type=int, default=7, help="how often each is measured (default 7)")
-    parser.add_argument(
-        "--give-back", action="store_true", help="freed memory goes back to the system"
-    )
+    parser.add_argument("--give-back", action="store_true", help="freed memory goes back to the system")
     parser.add_argument("--out", type=Path, default=RESULTS / "mixers.csv", help="where the rows go")
     given = parser.parse_args()
     if given.repeats < 1:

@@ -23,8 +23,8 @@ TINY = {
 }
 
 
-def trial(name):
-    (spec,) = expand(Request(architectures=(name,), **TINY))
+def trial(name, **changes):
+    (spec,) = expand(Request(architectures=(name,), **TINY | changes))
     return spec
 
 
@@ -39,8 +39,7 @@ def test_a_trial_learns_there_and_repeats_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", known_architectures())
 def test_the_steps_of_each_mixer_are_stacked_compiled_and_captured(name):
-    (spec,) = expand(Request(architectures=(name,), **TINY | {"train_examples": 640, "test_examples": 64}))
-    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"learning_rates": (1e-2, 1e-3)})})
+    spec = trial(name, train_examples=640, test_examples=64, training={"learning_rates": (1e-2, 1e-3)})
     assert fit(spec, "cuda").notes == ()
 
 

@@ -215,16 +215,17 @@ class _Trial:
             self.notes.append(f"its replicas cannot be trained as one, so they were trained one by one: {reason}")
             smaller = [(index,) for index in group]
         else:
-            self._free()  # the graphs of the steps
+            if self.device.type == "cuda":
+                self._free()  # the graphs of the steps
             self._score(group, stack, trained, time.perf_counter() - begin, saved)
             return []
         self._free()  # here the exception, and with it every tensor of the attempt, is gone
         return smaller
 
     def _free(self) -> None:
-        """Give back what memory of the GPU nothing uses any more, with what only cycles of objects still hold."""
+        """Give back what memory nothing uses any more, with what only cycles of objects still hold."""
+        gc.collect()
         if self.device.type == "cuda":
-            gc.collect()
             torch._C._cuda_clearCublasWorkspaces()  # tens of MB for each stream, those of captures too
             torch.cuda.empty_cache()
 
