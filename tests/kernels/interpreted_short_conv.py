@@ -80,18 +80,31 @@ def test_every_block_size_gives_the_same():
     x, weight, bias, state = (a.detach().unsqueeze(0) for a in arguments)
     grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     want = (triton.forward(x, weight, bias, state), *triton.gradient(grad, x, weight, bias, state))
-    for time, width in ((16, 16), (64, 64)):
-        blocks = triton.Blocks(time, width, 4)
+    for blocks in (triton.Blocks(16, 16, 4), triton.Blocks(4, 64, 4, 64, 8), triton.Blocks(1, 32, 1, 5, 1)):
         got = triton.launch_backward(grad, x, weight, bias, state, blocks)
         for a, b in zip((triton.launch_forward(x, weight, bias, state, blocks), *got), want, strict=True):
             near(a, b)
+
+
+@pytest.mark.parametrize(("bias", "state"), BOTH)
+@pytest.mark.parametrize("taps", [1, 2, 4, 8])
+@pytest.mark.parametrize(("length", "unroll"), [(8, 4), (2, 2)])
+def test_segments_meet(monkeypatch, length, unroll, taps, bias, state):
+    """Several segments in a sequence, some of them shorter than the taps reach, the last shorter than the others."""
+    blocks = triton.Blocks(4, 16, 4, length, unroll)
+    monkeypatch.setattr(triton, "forward_blocks", lambda *_: blocks)
+    monkeypatch.setattr(triton, "backward_blocks", lambda *_: blocks)
+    for batch, time in ((3, 17), (4, 9)):
+        assert triton._segments(time, blocks)[0] > 1
+        assert time % triton._segments(time, blocks)[1]
+        compare(inputs(batch, time, 19, taps, bias=bias, state=state))
 
 
 def test_more_tiles_than_are_added_at_once(monkeypatch):
     x, weight, bias, _ = (a.detach().unsqueeze(0) for a in inputs(3, 170, 2, 2))
     want = triton.gradient(x, x, weight, bias, None)
     monkeypatch.setattr(triton, "TOGETHER", 16)
-    got = triton.launch_backward(x, x, weight, bias, None, triton.Blocks(16, 16, 4))  # 32 tiles
+    got = triton.launch_backward(x, x, weight, bias, None, triton.Blocks(2, 16, 4, 8))  # 33 tiles
     for a, b in zip(got, want, strict=True):
         near(a, b)
 

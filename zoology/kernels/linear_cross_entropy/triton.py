@@ -250,7 +250,10 @@ def launch_backward(
         _stride(hidden), _stride(cast), _stride(targets), piece,
         D=d, ROWS=b.rows, IDS=b.ids, WIDTH=width, EVEN=count % b.rows == 0, num_warps=b.warps, num_stages=b.stages,
     )  # fmt: skip
-    return out[0] if parts == 1 else out.sum(0).to(weight.dtype)
+    total = out[0]
+    for part in out[1:]:  # in place, as a sum of its own would be the most memory of all
+        total += part
+    return total.to(weight.dtype)
 
 
 def limits(hidden: Tensor, weight: Tensor) -> None:
