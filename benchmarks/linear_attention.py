@@ -50,6 +50,7 @@ class Case(NamedTuple):
 
 
 CASES = (
+    # Sweeps' first: beside them PyTorch is compiled, for which there is time only at the beginning.
     Case(3072, 64, 1, 16, 64, "based", True),
     Case(1536, 128, 1, 16, 64, "based", True),
     Case(768, 256, 1, 16, 64, "based", True),

@@ -6,9 +6,9 @@ its registers the last k tokens that it read: a token is read once, but for the 
 several tokens before it computes with the first, as a walk that reads one at a time waits for memory at each.
 
 The backward pass has one kernel for all gradients, as they share dy: with dx_t = sum_j w_j dy_{t+j}, the same tokens
-give dw_j = sum_t dy_{t+j} x_t, of which a thread keeps its own until the end. A state's gradient is dx before 0: of all
-the walk's tokens the dy that it needs are those that a segment reads before its first. Each program's sums are written,
-and a second kernel adds them in order. No atomics: the same numbers in every run.
+give dw_j = sum_t dy_{t+j} x_t, of which a thread keeps its own until the end. A state's gradient is dx before 0,
+and takes no dy but those that the walk of a first segment begins with. Each program's sums are written, and a second
+kernel adds them in order. No atomics: the same numbers in every run.
 
 Letters: R replicas, B batch, T time, D channels, k taps; j is how long ago the token was that a tap reads.
 """
@@ -17,23 +17,31 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def _place(B, T, segments, length, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """This program's channels, its tile of all replicas' tiles and its replica; and of its rows the sequence of the
+    batch, the time where the segment begins, and the tokens from there to the sequence's end."""
+    parts, tiles = tl.cdiv(D, WIDTH), tl.cdiv(B * segments, ROWS)
+    dims = tl.program_id(0) % parts * WIDTH + tl.arange(0, WIDTH)
+    tile = tl.program_id(0) // parts
+    row = tile % tiles * ROWS + tl.arange(0, ROWS)
+    batch = row // segments
+    begin = (row - batch * segments) * length
+    left = tl.where(batch < B, T - begin, 0)
+    return dims, tile.to(tl.int64), (tile // tiles).to(tl.int64), batch.to(tl.int64), begin.to(tl.int64), left
+
+
 @triton.jit(do_not_specialize=["B", "T", "segments", "length"])
 def short_conv_kernel(
     x, weight, bias, state, y, B, T, segments, length, x_r, x_b, x_t, w_r, b_r,
     D: tl.constexpr, TAPS: tl.constexpr, STATE: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    parts, tiles = tl.cdiv(D, WIDTH), tl.cdiv(B * segments, ROWS)
-    dims = tl.program_id(0) % parts * WIDTH + tl.arange(0, WIDTH)
-    row = tl.program_id(0) // parts % tiles * ROWS + tl.arange(0, ROWS)
-    replica = (tl.program_id(0) // parts // tiles).to(tl.int64)
-    batch = row // segments
-    begin = (row - batch * segments) * length
-    left = tl.where(batch < B, T - begin, 0)  # tokens from here to the sequence's end
+    dims, _, replica, batch, begin, left = _place(B, T, segments, length, D, ROWS, WIDTH)
     sequence = replica * B + batch
     wide = (dims < D)[None, :]
     # Of a few tokens, offsets fit 32 bits; where they begin does not.
-    x += (replica * x_r + batch.to(tl.int64) * x_b + begin.to(tl.int64) * x_t)[:, None] + dims[None, :]
+    x += (replica * x_r + batch * x_b + begin * x_t)[:, None] + dims[None, :]
     y += ((sequence * T + begin) * D)[:, None] + dims[None, :]
     state += ((sequence * (TAPS - 1) + begin) * D)[:, None] + dims[None, :]
     weight += replica * w_r + dims * TAPS
@@ -77,19 +85,12 @@ def short_conv_gradient_kernel(
     ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     SLOTS: tl.constexpr = TAPS + 1 if BIAS else TAPS
-    parts, tiles = tl.cdiv(D, WIDTH), tl.cdiv(B * segments, ROWS)
-    dims = tl.program_id(0) % parts * WIDTH + tl.arange(0, WIDTH)
-    tile = tl.program_id(0) // parts % tiles
-    row = tile * ROWS + tl.arange(0, ROWS)
-    replica = (tl.program_id(0) // parts // tiles).to(tl.int64)
-    batch = row // segments
-    begin = (row - batch * segments) * length
-    left = tl.where(batch < B, T - begin, 0)  # tokens from here to the sequence's end
+    dims, tile, replica, batch, begin, left = _place(B, T, segments, length, D, ROWS, WIDTH)
     sequence = replica * B + batch
     wide = (dims < D)[None, :]
     # Of a few tokens, offsets fit 32 bits; where they begin does not.
-    grad += (replica * g_r + batch.to(tl.int64) * g_b + begin.to(tl.int64) * g_t)[:, None] + dims[None, :]
-    x += (replica * x_r + batch.to(tl.int64) * x_b + begin.to(tl.int64) * x_t)[:, None] + dims[None, :]
+    grad += (replica * g_r + batch * g_b + begin * g_t)[:, None] + dims[None, :]
+    x += (replica * x_r + batch * x_b + begin * x_t)[:, None] + dims[None, :]
     by_x += ((sequence * T + begin) * D)[:, None] + dims[None, :]
     weight += replica * w_r + dims * TAPS
     zero = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -140,7 +141,7 @@ def short_conv_gradient_kernel(
         grad += UNROLL * g_t
         x += UNROLL * x_t
         by_x += UNROLL * D
-    sums += (tile.to(tl.int64) + replica * tiles) * SLOTS * D + dims
+    sums += tile * SLOTS * D + dims
     for j in tl.static_range(TAPS):
         tl.store(sums + j * D, tl.sum(by_taps[j], 0), mask=dims < D)
     if BIAS:

@@ -36,9 +36,9 @@ class Blocks(NamedTuple):
 
     rows: int
     width: int
-    warps: int = 4
-    length: int = 32
-    unroll: int = 4
+    warps: int
+    length: int
+    unroll: int
 
 
 def forward_blocks(width: int) -> Blocks:
@@ -90,7 +90,8 @@ def launch_forward(
     state = None if state is None or weight.shape[2] == 1 else state.contiguous()
     b = blocks or forward_blocks(d)
     segments, length = _segments(time, b)
-    short_conv_kernel[(replicas * triton.cdiv(batch * segments, b.rows) * triton.cdiv(d, b.width),)](
+    tiles = triton.cdiv(batch * segments, b.rows)
+    short_conv_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         x, weight, x if bias is None else bias, x if state is None else state, y, batch, time, segments, length,
         *x.stride()[:3], weight.stride(0), 0 if bias is None else bias.stride(0),
         D=d, TAPS=weight.shape[2], STATE=state is not None, BIAS=bias is not None, ROWS=b.rows, WIDTH=b.width,
