@@ -80,7 +80,11 @@ def test_every_block_size_gives_the_same():
     x, weight, bias, state = (a.detach().unsqueeze(0) for a in arguments)
     grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     want = (triton.forward(x, weight, bias, state), *triton.gradient(grad, x, weight, bias, state))
-    for blocks in (triton.Blocks(16, 16, 4, 32, 4), triton.Blocks(4, 64, 4, 64, 8), triton.Blocks(1, 32, 1, 5, 1)):
+    for blocks in (
+        triton.Blocks(16, 16, 4, 32, 4, None),
+        triton.Blocks(4, 64, 4, 64, 8, None),
+        triton.Blocks(1, 32, 1, 5, 1, None),
+    ):
         got = triton.launch_backward(grad, x, weight, bias, state, blocks)
         for a, b in zip((triton.launch_forward(x, weight, bias, state, blocks), *got), want, strict=True):
             near(a, b)
@@ -91,7 +95,7 @@ def test_every_block_size_gives_the_same():
 @pytest.mark.parametrize(("length", "unroll"), [(8, 4), (2, 2)])
 def test_segments_meet(monkeypatch, length, unroll, taps, bias, state):
     """Several segments in a sequence, some of them shorter than the taps reach, the last shorter than the others."""
-    blocks = triton.Blocks(4, 16, 4, length, unroll)
+    blocks = triton.Blocks(4, 16, 4, length, unroll, None)
     monkeypatch.setattr(triton, "forward_blocks", lambda *_: blocks)
     monkeypatch.setattr(triton, "backward_blocks", lambda *_: blocks)
     for batch, time in ((3, 17), (4, 9)):
@@ -104,7 +108,7 @@ def test_more_tiles_than_are_added_at_once(monkeypatch):
     x, weight, bias, _ = (a.detach().unsqueeze(0) for a in inputs(3, 170, 2, 2))
     want = triton.gradient(x, x, weight, bias, None)
     monkeypatch.setattr(triton, "TOGETHER", 16)
-    got = triton.launch_backward(x, x, weight, bias, None, triton.Blocks(2, 16, 4, 8, 4))  # 33 tiles
+    got = triton.launch_backward(x, x, weight, bias, None, triton.Blocks(2, 16, 4, 8, 4, None))  # 33 tiles
     for a, b in zip(got, want, strict=True):
         near(a, b)
 

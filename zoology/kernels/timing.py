@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 import torch
 
+MOST_CALLS = 50
+
 
 def milliseconds(function: Callable[[], object], replays: int = 15) -> float:
     """The median time of a function's kernels, by replays of a CUDA graph of some calls.
 
     Args:
         function: launches the kernels; the same at every call, and nothing in it waits for the GPU.
-        replays: of the graph, which holds as many calls as take about 2 ms, at most 20.
+        replays: of the graph, which holds as many calls as take about 2 ms, at most `MOST_CALLS`. A graph starts in
+            some microseconds, which its calls share.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -19,23 +22,28 @@ def milliseconds(function: Callable[[], object], replays: int = 15) -> float:
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(side)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    function()
-    end.record()
-    torch.cuda.synchronize()
-    calls = max(1, min(20, int(2 / max(begin.elapsed_time(end), 1e-3))))
+    # Not a call from Python, which may take longer than its kernels.
+    one = _replay(_captured(function, 1))
+    calls = max(1, min(MOST_CALLS, int(2 / max(one, 1e-3))))
+    graph = _captured(function, calls)
+    return statistics.median(_replay(graph) for _ in range(replays)) / calls
+
+
+def _captured(function: Callable[[], object], calls: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(calls):
             function()
     graph.replay()
-    times = []
-    for _ in range(replays):
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / calls)
-    return statistics.median(times)
+    return graph
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> float:
+    """Milliseconds from before a replay to its end."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end))

@@ -149,6 +149,11 @@ def carry_kernel(
     at, w = public(c, F, PERIOD, TAYLOR)
     near += (b // repeat * H + h) * T
     rest += (b // repeat * H + h) * T
+    to = row * (chunks if REVERSE else chunks + 1) + tl.maximum(n, 0)
+    # What is there is read before what is added: the sums are read one after another, and each is waited for.
+    own = tile(states + to * KEPT * V, c, V, KEPT, V, VW)
+    if NORMALISE:
+        own_z = tl.load(states_z + to * KEPT + c, mask=c < KEPT, other=0.0)
     kv = tl.zeros([FT, VW], tl.float32)
     z = tl.zeros([FT], tl.float32)
     for i in range(0, before):
@@ -169,11 +174,8 @@ def carry_kernel(
             kv *= fade
             z *= fade
     if n >= 0:
-        to = row * (chunks if REVERSE else chunks + 1) + n
-        own = tile(states + to * KEPT * V, c, V, KEPT, V, VW)
         put(states + to * KEPT * V, kv * (w * w)[:, None] + own.to(tl.float32), c, V, KEPT, V, VW)
         if NORMALISE:
-            own_z = tl.load(states_z + to * KEPT + c, mask=c < KEPT, other=0.0)
             tl.store(states_z + to * KEPT + c, z * w * w + own_z, mask=c < KEPT)
     if last:
         to = row * segments + segment

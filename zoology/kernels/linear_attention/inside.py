@@ -33,7 +33,7 @@ def last_row(states, to, there, KEPT: tl.constexpr, V: tl.constexpr, VW: tl.cons
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def output_kernel(
-    q, k, v, near, rest, states, states_z, o, share, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, second, o, share, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr,
@@ -68,7 +68,11 @@ def output_kernel(
             c = start + tl.arange(0, FT)
             if TAYLOR and FT < PERIOD:
                 a = firsts(query, c, F, FW, PERIOD, TAYLOR)
-            phi = a * seconds(query, c, F, FW, PERIOD) if TAYLOR else a
+            if TAYLOR:
+                picks = tile(second, c, FW, KEPT - 1, FW, FW, (KEPT - 1) % FT == 0)
+                phi = a * seconds(query, picks, c, F, PERIOD)
+            else:
+                phi = a
             kv = tile(states + to * KEPT * V, c, V, KEPT, V, VW, (KEPT - 1) % FT == 0 and TAYLOR)
             acc = tl.dot(phi.to(NARROW), kv, acc, input_precision=PRECISION)
             if NORMALISE:
@@ -106,7 +110,7 @@ def output_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def query_gradient_kernel(
-    q, k, v, near, rest, states, states_z, o, share, do, dq, delta, across, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, second, o, share, do, dq, delta, across, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, PAST: tl.constexpr, START: tl.constexpr,
@@ -156,8 +160,9 @@ def query_gradient_kernel(
             if TAYLOR:
                 if FT < PERIOD:
                     a = firsts(query, c, F, FW, PERIOD, TAYLOR)
-                by_a = grad * seconds(query, c, F, FW, PERIOD)
-                acc = by_seconds(grad * a, acc, c, F, FW, PERIOD, NARROW, PRECISION)
+                picks = tile(second, c, FW, KEPT - 1, FW, FW, (KEPT - 1) % FT == 0)
+                by_a = grad * seconds(query, picks, c, F, PERIOD)
+                acc = by_seconds(grad * a, picks, acc, NARROW, PRECISION)
                 if FT < PERIOD:
                     acc = by_firsts(by_a, acc, c, F, FW, PERIOD, NARROW, PRECISION)
                 else:
@@ -212,7 +217,7 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=["T", "H", "chunk", "repeat"])
 def key_gradient_kernel(
-    q, k, v, near, rest, states, states_z, share, do, dk, dv, delta, down, T, H, chunk, repeat,
+    q, k, v, near, rest, states, states_z, second, share, do, dk, dv, delta, down, T, H, chunk, repeat,
     sqb, sqt, sqh, skb, skt, skh, svb, svt, svh, scale, eps,
     F: tl.constexpr, FW: tl.constexpr, V: tl.constexpr, VW: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PERIOD: tl.constexpr, KEPT: tl.constexpr, FT: tl.constexpr, FUTURE: tl.constexpr, END: tl.constexpr,
@@ -259,7 +264,8 @@ def key_gradient_kernel(
             if TAYLOR:
                 if FT < PERIOD:
                     a = firsts(key, c, F, FW, PERIOD, TAYLOR)
-                other = seconds(key, c, F, FW, PERIOD)
+                picks = tile(second, c, FW, KEPT - 1, FW, FW, (KEPT - 1) % FT == 0)
+                other = seconds(key, picks, c, F, PERIOD)
                 phi = a * other
             else:
                 phi = a
@@ -267,7 +273,7 @@ def key_gradient_kernel(
                 sums += tl.sum(grad * phi, 1)
             by_value = tl.dot(phi.to(NARROW), kv, by_value, input_precision=PRECISION)
             if TAYLOR:
-                by_key = by_seconds(grad * a, by_key, c, F, FW, PERIOD, NARROW, PRECISION)
+                by_key = by_seconds(grad * a, picks, by_key, NARROW, PRECISION)
                 if FT < PERIOD:
                     by_key = by_firsts(grad * other, by_key, c, F, FW, PERIOD, NARROW, PRECISION)
                 else:

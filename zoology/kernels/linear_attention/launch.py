@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoology.kernels.linear_attention import between, inside
-from zoology.kernels.linear_attention.monomials import kept, period
+from zoology.kernels.linear_attention.monomials import kept, period, second_factors
 
 
 class Blocks(NamedTuple):
@@ -121,6 +121,7 @@ class Problem:
         self.chunks = triton.cdiv(self.time, self.chunk)
         self.decayed = log_decay is not None
         self.rows = 0 if log_decay is None else log_decay.shape[0]
+        self.second = second_factors(self.f, q.dtype, q.device) if options.taylor else q
         self.near, self.rest = (q, q) if log_decay is None else self._cumulative(log_decay)
         # A weight does not stay within float16 as its factors do; TF32 has the same digits, and the range.
         self.narrow = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
@@ -278,7 +279,7 @@ def launch_forward(
     reads = p.chunks > 1 or start is not None
     b = blocks or output_blocks(p.chunk, p.f, p.dv, q.dtype, p.decayed)
     inside.output_kernel[p.grid(b.rows)](
-        p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, share, *p.numbers,
+        p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), p.second, o, share, *p.numbers,
         COLS=b.cols, PAST=reads, START=start is not None, **p.of_features(), **p.constants(b),
     )  # fmt: skip
     return o, share, end if keep else None, past
@@ -318,13 +319,13 @@ def launch_backward(
             past, _ = p.run_states(p.k, p.v, start, keep=p.decayed and end is not None)
         delta, down = p.tokens(options.normalise), p.tokens(p.decayed)
         inside.query_gradient_kernel[p.grid(for_q.rows)](
-            p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), o, share, do, dq, delta, across, *p.numbers,
+            p.q, p.k, p.v, p.near, p.rest, *(past or (o, o)), p.second, o, share, do, dq, delta, across, *p.numbers,
             COLS=for_q.cols, PAST=reads, START=start is not None, **p.of_features(), **p.constants(for_q),
         )  # fmt: skip
         if reads or gives:
             future, first = p.run_states(p.q, do, end, start is not None, share, delta, reverse=True)
         inside.key_gradient_kernel[p.grid(for_k.rows)](
-            p.q, p.k, p.v, p.near, p.rest, *(future or (o, o)), share, do, dk, dv, delta, down, *p.numbers,
+            p.q, p.k, p.v, p.near, p.rest, *(future or (o, o)), p.second, share, do, dk, dv, delta, down, *p.numbers,
             COLS=for_k.cols, FUTURE=gives, END=end is not None, **p.of_features(), **p.constants(for_k),
         )  # fmt: skip
     dg = p.decay_gradient(across, down, past, future, end is not None) if p.decayed else None

@@ -5,15 +5,20 @@ on the sums that the products meet. Their order goes by d = (j - i) mod f: for d
 (where f is even, the last d has half of them), then x_i alone, then 1. A row of i has PERIOD of them, a power of two:
 so i is the same in each tile of FT >= PERIOD features, and x_i is made once for all tiles. What stands at the ends of
 rows is 0. An x_i is picked by a matrix of 0 and 1, exactly, on the matrix units: nothing is gathered, and in the
-backward pass nothing is scattered.
+backward pass nothing is scattered. Inside chunks such matrices of second factors come from memory, where
+the next is on its way while one is used; one that is made there is waited for by all warps.
 
 Without a map x is its features, as it is.
 
 Letters: f width of x (F, padded FW), FT features of a tile.
 """
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from zoology.kernels.linear_attention.tiles import tile
 
@@ -25,6 +30,29 @@ def period(f: int) -> int:
 def kept(f: int, taylor: bool) -> int:
     """Rows of a state between the kernels."""
     return (f // 2 + 2) * period(f) + 1 if taylor else f
+
+
+def second_factors(f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each feature but the constant, the row that picks its second factor: (KEPT - 1, FW)."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _second_factors(f, dtype, device)  # filled when the graph runs, so of no use to others
+    return _kept_second_factors(f, dtype, device)
+
+
+def _second_factors(f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    features = torch.arange(kept(f, True) - 1, device=device)
+    i, d = features % period(f), features // period(f)
+    there = (d < f // 2) | ((d == f // 2) & ((i < f // 2) | (f % 2 == 1)))
+    j = torch.where(there, (i + d) % f, -1)
+    return (j[:, None] == torch.arange(max(16, period(f)), device=device)).to(dtype)
+
+
+@functools.cache
+def _kept_second_factors(f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    table = _second_factors(f, dtype, device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # the next to read it may be on another stream
+    return table
 
 
 @triton.jit
@@ -75,11 +103,12 @@ def firsts(x, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, TAYLOR
 
 
 @triton.jit
-def seconds(x, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr):
-    """x_j of features c, in float32: (ROWS, FT); 1 where there is none, and 0 for the constant, which is left out."""
+def seconds(x, picks, c, F: tl.constexpr, PERIOD: tl.constexpr):
+    """x_j of features c, in float32: (ROWS, FT); 1 where there is none, and 0 for the constant, which is left out.
+    `picks` (FT, FW) are their rows of `second_factors`."""
     i, j = factors(c, F, PERIOD)
     alone = tl.where((j == -1) & (i >= 0), 1.0, 0.0)
-    return tl.dot(x, pick(j, FW, x.dtype), input_precision="ieee") + alone[None, :]
+    return tl.dot(x, tl.trans(picks), input_precision="ieee") + alone[None, :]
 
 
 @triton.jit
@@ -92,12 +121,9 @@ def by_firsts(
 
 
 @triton.jit
-def by_seconds(
-    grad, out, c, F: tl.constexpr, FW: tl.constexpr, PERIOD: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr
-):
-    """out (ROWS, FW), and for each feature the gradient (ROWS, FT) of its x_j."""
-    j = factors(c, F, PERIOD)[1]
-    return tl.dot(grad.to(NARROW), tl.trans(pick(j, FW, NARROW)), out, input_precision=PRECISION)
+def by_seconds(grad, picks, out, NARROW: tl.constexpr, PRECISION: tl.constexpr):
+    """out (ROWS, FW), and for each feature the gradient (ROWS, FT) of its x_j; `picks` as in `seconds`."""
+    return tl.dot(grad.to(NARROW), picks.to(NARROW), out, input_precision=PRECISION)
 
 
 @triton.jit

@@ -29,7 +29,8 @@ TOGETHER = 1024
 
 
 class Blocks(NamedTuple):
-    """What a kernel is compiled for: segments and channels of a program, its warps, tokens that it reads at once.
+    """What a kernel is compiled for: segments and channels of a program, its warps, tokens that it reads at once, and
+    registers of a thread at most.
 
     And `length`, the most tokens of a segment, for which it is not.
     """
@@ -39,25 +40,33 @@ class Blocks(NamedTuple):
     warps: int
     length: int
     unroll: int
+    registers: int | None
 
 
 def forward_blocks(width: int) -> Blocks:
-    """The forward kernel's blocks, for D channels: of eleven on an H200 the fastest, or near it, at each of three
-    shapes, 84 to 89 % of a copy's speed."""
+    """The forward kernel's blocks, for D channels: of twenty on an H200 the fastest, or near it, at each of three
+    shapes, 90 to 94 % of a copy's speed."""
     return _blocks(width, length=32, unroll=4)
 
 
-def backward_blocks(width: int) -> Blocks:
-    """The backward kernel's blocks, likewise, 64 to 79 %. Longer segments, as the sums of all threads are added at
-    their ends."""
-    return _blocks(width, length=64, unroll=8)
+def backward_blocks(width: int, taps: int, dtype: torch.dtype) -> Blocks:
+    """The backward kernel's blocks, likewise, 73 to 81 %. Longer segments, as the sums of all threads are added at
+    their ends; and registers for four programs on a processor, where that spills little: with three, D = 1024 and 4
+    taps take a second round of programs, and a fifth longer."""
+    small = taps <= 4 and dtype != torch.float32
+    return _blocks(width, length=64, unroll=8, registers=128 if small else None)
 
 
-def _blocks(width: int, length: int, unroll: int) -> Blocks:
+def _blocks(width: int, length: int, unroll: int, registers: int | None = None) -> Blocks:
     """Blocks of 4 elements a thread."""
     warps = 4
     width = min(256, max(16, triton.next_power_of_2(width)))
-    return Blocks(4 * 32 * warps // width, width, warps, length, unroll)
+    return Blocks(4 * 32 * warps // width, width, warps, length, unroll, registers)
+
+
+def _constants(blocks: Blocks) -> dict[str, int]:
+    limit = {"maxnreg": blocks.registers} if blocks.registers else {}
+    return {"ROWS": blocks.rows, "WIDTH": blocks.width, "UNROLL": blocks.unroll, "num_warps": blocks.warps, **limit}
 
 
 def _segments(time: int, blocks: Blocks) -> tuple[int, int]:
@@ -94,8 +103,7 @@ def launch_forward(
     short_conv_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         x, weight, x if bias is None else bias, x if state is None else state, y, batch, time, segments, length,
         *x.stride()[:3], weight.stride(0), 0 if bias is None else bias.stride(0),
-        D=d, TAPS=weight.shape[2], STATE=state is not None, BIAS=bias is not None, ROWS=b.rows, WIDTH=b.width,
-        UNROLL=b.unroll, num_warps=b.warps,
+        D=d, TAPS=weight.shape[2], STATE=state is not None, BIAS=bias is not None, **_constants(b),
     )  # fmt: skip
     return y
 
@@ -117,15 +125,14 @@ def launch_backward(
     grad, x, weight = _channels_dense(grad), _channels_dense(x), _taps_dense(weight)
     state = None if state is None or taps == 1 else state.contiguous()
     slots = taps if bias is None else taps + 1
-    b = blocks or backward_blocks(d)
+    b = blocks or backward_blocks(d, taps, x.dtype)
     segments, length = _segments(time, b)
     tiles = triton.cdiv(batch * segments, b.rows)
     sums = x.new_empty(replicas, tiles, slots, d, dtype=torch.float32)
     short_conv_gradient_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         grad, x, weight, x if state is None else state, by_x, by_state, sums, batch, time, segments,
         length, *grad.stride()[:3], *x.stride()[:3], weight.stride(0),
-        D=d, TAPS=taps, STATE=state is not None, BIAS=bias is not None, ROWS=b.rows, WIDTH=b.width,
-        UNROLL=b.unroll, num_warps=b.warps,
+        D=d, TAPS=taps, STATE=state is not None, BIAS=bias is not None, **_constants(b),
     )  # fmt: skip
     short_conv_sum_kernel[(replicas * slots * triton.cdiv(d, SUM_WIDTH),)](
         sums, by_weight, by_bias, tiles,
