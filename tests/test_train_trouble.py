@@ -12,7 +12,8 @@ import zoology.training.adamw
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.data import load_data
 from zoology.record import Plugin, rows_expected
-from zoology.train import AuditError, fit, run_trial
+from zoology.train import fit, run_trial
+from zoology.training.proof import AuditError
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +66,25 @@ def test_scores_are_proven_on_as_many_sequences_as_fit_into_memory(monkeypatch):
             raise torch.OutOfMemoryError
         proven.append((len(tokens), len(kwargs["scored"])))
 
-    monkeypatch.setattr(zoology.train, "verify_trained", narrow)
+    monkeypatch.setattr(zoology.training.proof, "verify_trained", narrow)
     result = fit(trial())
     assert proven == [(8, 8)]
     assert result.notes == (
         "out of memory with 32 sequences to prove T16-N2 on: took 16",
         "out of memory with 16 sequences to prove T16-N2 on: took 8",
     )
+
+
+def test_replicas_that_cannot_step_together_are_proven_alone(monkeypatch):
+    def refused(*args):
+        raise RuntimeError("no batching rule")
+
+    spec = trial(seeds=(0, 1, 2))
+    together = fit(spec, stacked=True)
+    monkeypatch.setattr(zoology.training.proof, "step_together", refused)
+    alone = fit(spec, stacked=True)
+    assert [numbers(r) for r in together.replicas] == [numbers(r) for r in alone.replicas]
+    assert together.notes == alone.notes == ()
 
 
 def broken(raised: BaseException) -> type[Mixer]:

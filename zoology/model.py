@@ -134,32 +134,37 @@ class LanguageModel(nn.Module):
         """The state of every layer before the first token."""
         return [block.mixer.init_state(batch_size) for block in self.blocks]  # type: ignore[union-attr, operator]
 
-    def read_context(self, tokens: Tensor) -> tuple[Tensor, list[Any]]:
+    def read_context(self, tokens: Tensor, logits: bool = True) -> tuple[Tensor, list[Any]]:
         """A whole context, tokens (batch, time) -> logits (batch, time, vocab_size), the state after it.
 
-        The same as `prefill` from `init_state`, but for mixers that read the context whole.
+        The same as `prefill` from `init_state`, but for mixers that read the context whole. Without `logits`, this and
+        the two below give what the head reads instead, (batch, time, d_model).
         """
         x, state = self.embed(tokens), []
         for block in self.blocks:
             x, new = block.read_context(x)  # type: ignore[operator]
             state.append(new)
-        return self.head(self.norm(x)), state
+        return self._read(x, logits), state
 
-    def prefill(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+    def prefill(self, tokens: Tensor, state: list[Any], logits: bool = True) -> tuple[Tensor, list[Any]]:
         """tokens (batch, time), state -> logits (batch, time, vocab_size), state."""
         x, after = self.embed(tokens), []
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block.prefill(x, before)  # type: ignore[operator]
             after.append(new)
-        return self.head(self.norm(x)), after
+        return self._read(x, logits), after
 
-    def step(self, tokens: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+    def step(self, tokens: Tensor, state: list[Any], logits: bool = True) -> tuple[Tensor, list[Any]]:
         """tokens (batch,), state -> logits (batch, vocab_size), state."""
         x, after = self.embed(tokens), []
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block.step(x, before)  # type: ignore[operator]
             after.append(new)
-        return self.head(self.norm(x)), after
+        return self._read(x, logits), after
+
+    def _read(self, x: Tensor, logits: bool) -> Tensor:
+        x = self.norm(x)
+        return self.head(x) if logits else x
 
     @torch.no_grad()
     def measure_state(self, context: Tensor) -> list[Part]:

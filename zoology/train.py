@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 
-from zoology.architectures.audit import verify_trained
 from zoology.architectures.state import Part, by_component, total
 from zoology.data import TrialData, context_of, load_data, refuse_labels_in_contexts
 from zoology.model import LanguageModel
@@ -29,14 +28,8 @@ from zoology.training import checkpoint
 from zoology.training.evaluate import Measured, evaluate_all
 from zoology.training.loop import Loop, Trained
 from zoology.training.memory import keep_freed_memory
+from zoology.training.proof import prove
 from zoology.training.stack import Stack
-
-VERIFIED_SEQUENCES = 32
-"""Sequences of each test slice on which a trained model must run from its state as it ran as a whole."""
-
-
-class AuditError(RuntimeError):
-    """A trained model does not run from its state as it was scored: its numbers would mean nothing."""
 
 
 class Progress(NamedTuple):
@@ -286,15 +279,12 @@ class _Trial:
         self.seconds.update(trained.seconds)
         stack = stack.whole(trained.best)
         tested = [evaluate_all(stack, flat, self.data.test, places=True) for flat in (trained.best, trained.last)]
-        states = None
+        proven = [row for row in range(len(group)) if trained.replicas[row].best_valid is not None]
+        self.notes += prove(self.spec.architecture, stack, trained.best, proven, self.data, self.fresh, self._free)
+        model = stack.alone(trained.best, proven[0] if proven else 0)
+        states = [model.measure_state(part.tokens[:1, : context_of(model, part.task)]) for part in self.data.test]
         for row, index in enumerate(group):
             at = trained.replicas[row]
-            model = stack.alone(trained.best, row)
-            if at.best_valid is not None:
-                self._verify(model)
-            states = states or [
-                model.measure_state(part.tokens[:1, : context_of(model, part.task)]) for part in self.data.test
-            ]
             nothing = [Measured(None, None)] * len(self.data.test)
             fell = at.status == "diverged"
             measured = {
@@ -319,31 +309,6 @@ class _Trial:
             words = {"replicas": [self.done[index].model_dump(mode="json") for index in group], "notes": self.notes}
             with contextlib.suppress(OSError):  # then a trial that is killed begins this group anew
                 checkpoint.write(saved, _named(self.weights, group), words)
-
-    def _verify(self, model: LanguageModel) -> None:
-        """Prove the scores of a trained model on every slice, on as many sequences as there is memory for.
-
-        Raises:
-            AuditError: naming the slice, and what does not fit.
-        """
-        for test, valid in zip(self.data.test, self.data.valid, strict=True):
-            # Validation helps out where the test set is a single sequence: rows are tried against one another.
-            tokens = torch.cat([test.tokens, valid.tokens])[:VERIFIED_SEQUENCES]
-            scored = torch.cat([test.labelled(), valid.labelled()])[:VERIFIED_SEQUENCES]
-            context = context_of(model, test.task)
-            while True:
-                try:
-                    finding = verify_trained(self.fresh, model, tokens, context, scored=scored)
-                    break
-                except torch.OutOfMemoryError:
-                    if len(tokens) < 4:
-                        raise
-                self._free()
-                half = len(tokens) // 2
-                self.notes.append(f"out of memory with {len(tokens)} sequences to prove {test.name} on: took {half}")
-                tokens, scored = tokens[:half], scored[:half]
-            if finding:
-                raise AuditError(f"{self.spec.architecture} on {test.name}, after training: {finding}")
 
     def _finished(self, saved: Path, group: tuple[int, ...]) -> bool:
         """Whether a group was trained and scored before a kill; then it is taken over as it is."""

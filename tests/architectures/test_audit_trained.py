@@ -9,7 +9,7 @@ from torch import nn
 
 import zoology.architectures  # noqa: F401 registers the mixers that come with the package
 from zoology import ContextMixer, Mixer, register_mixer
-from zoology.architectures.audit import audit, verify_trained
+from zoology.architectures.audit import audit, step_together, verify_trained
 from zoology.architectures.base import mixers
 from zoology.model import LanguageModel
 
@@ -58,6 +58,45 @@ def test_honest_models_agree_with_themselves(name, size):
 def test_the_context_may_be_all_or_next_to_nothing(context):
     make = factory("short-conv", "sliding-window")
     assert verify_trained(make, trained(make, 1.0), tokens(), context) is None
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:There is a performance drop"
+)  # attention's kernel for CPUs is called model by model
+@pytest.mark.parametrize("name", list(mixers))
+def test_models_step_together_as_they_do_alone(name):
+    make = factory("short-conv", name)
+    models = [trained(make, size) for size in (0.5, 1.0, 2.0)]
+    together = step_together(make, [weights_of(model) for model in models], tokens(), CONTEXT)
+    assert together.shape == (3, 8, TIME, D_MODEL)
+    for model, stepped in zip(models, together, strict=True):
+        with torch.no_grad():
+            want = model.eval()(tokens(), context_length=CONTEXT)
+            got = model.head(stepped)
+        assert (got - want).abs().amax() < 1e-3 * want.std()
+        assert verify_trained(make, model, tokens(), CONTEXT, stepped=stepped) is None
+
+
+def test_what_was_stepped_together_saves_the_steps_and_decides_nothing_alone(monkeypatch):
+    make = factory("short-conv", "linear-attention")
+    model = trained(make, 1.0)
+    (stepped,) = step_together(make, [weights_of(model)], tokens(), CONTEXT)
+    taken = []
+    step = LanguageModel.step
+
+    def counted(self, *args):
+        taken.append(1)
+        return step(self, *args)
+
+    monkeypatch.setattr(LanguageModel, "step", counted)
+    assert verify_trained(make, model, tokens(), CONTEXT, stepped=stepped) is None
+    assert not taken
+    assert verify_trained(make, model, tokens(), CONTEXT, stepped=stepped + 1.0) is None
+    assert len(taken) == 2 * (TIME - CONTEXT)  # it went alone, each half of the batch
 
 
 class Decay(Mixer):

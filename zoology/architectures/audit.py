@@ -32,11 +32,11 @@ from torch import Tensor
 from zoology.architectures import audit_checks as checks
 from zoology.architectures.audit_bench import Bench, Finding, benches, blame, make_inputs
 from zoology.architectures.audit_process import FreshProcess, PluginFile, importable
-from zoology.architectures.audit_trained import verify_trained
+from zoology.architectures.audit_trained import step_together, verify_trained
 from zoology.architectures.base import ContextMixer, mixers
 from zoology.registry import InputError
 
-__all__ = ["FreshProcess", "Verdict", "audit", "audit_many", "verify_trained"]
+__all__ = ["FreshProcess", "Verdict", "audit", "audit_many", "step_together", "verify_trained"]
 
 LENGTHS = (1, 2, 7, 33, 64)
 CONTEXTS = (1, 5, 20)

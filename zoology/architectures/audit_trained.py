@@ -5,11 +5,13 @@ counts, the logits of `forward` are compared with those of a fresh model that is
 context's state as bytes, and then one token at a time.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from zoology.architectures.audit_bench import Finding, check_state
 from zoology.architectures.audit_process import Types, pack, unpack
@@ -23,6 +25,7 @@ def verify_trained(
     tolerance: float = 1e-2,
     scored: Tensor | None = None,
     share: float = 0.005,
+    stepped: Tensor | None = None,
 ) -> str | None:
     """Whether a trained model's scores come from its past and its state: None, or in one line what does not fit.
 
@@ -37,6 +40,8 @@ def verify_trained(
             prediction that the model is sure of lies far above.
         scored: (batch, time) bool, the positions that carry a label. `share` is asked of these alone too.
         share: of the positions that may exceed the tolerance, as a near tie may be broken either way (by a top-k).
+        stepped: what `step_together` found for this model. The model steps by itself where its head makes other logits
+            of that.
     """
     fresh = [model_factory() for _ in range(2)]
     training = model.training
@@ -48,11 +53,70 @@ def verify_trained(
             other.to(device=parameter.device, dtype=parameter.dtype).load_state_dict(weights)
             other.eval()
         with torch.no_grad():
-            return _compare(fresh, model, tokens, context_length, tolerance, scored, share)
+            return _compare(fresh, model, tokens, context_length, tolerance, scored, share, stepped)
     except Finding as finding:
         return str(finding)
     finally:
         model.train(training)
+
+
+def step_together(
+    model_factory: Callable[[], nn.Module], weights: Sequence[dict[str, Tensor]], tokens: Tensor, context_length: int
+) -> Tensor:
+    """What the heads of trained models read when they run from their states, all at a time, (R, batch, time, d_model).
+
+    It is most of the work of `verify_trained`, which then compares it. One of the models should be verified without:
+    the one whose state is measured.
+
+    Args:
+        model_factory: as for `verify_trained`; its models take `logits=False`.
+        weights: all parameters and buffers of each model.
+        tokens, context_length: as for `verify_trained`.
+
+    Raises:
+        Exception: whatever comes of a mixer that `torch.vmap` cannot take, or whose state is refused.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # some kernels are called model by model
+        return _in_pieces([_Together(model_factory(), weights) for _ in range(2)], tokens, context_length)
+
+
+class _Together:
+    """A language model's interface for R sets of weights: states and outputs have a leading replica axis."""
+
+    def __init__(self, model: Any, weights: Sequence[dict[str, Tensor]]):
+        self.reads_context = model.reads_context
+        self._call = _Call(model.eval().requires_grad_(False))
+        self._weights = {f"model.{name}": torch.stack([mine[name] for mine in weights]) for name in weights[0]}
+
+    def init_state(self, batch_size: int) -> Any:
+        return vmap(lambda weights: functional_call(self._call, weights, ("init_state", batch_size)))(self._weights)
+
+    def read_context(self, tokens: Tensor) -> tuple[Tensor, Any]:
+        return self._run("read_context", tokens)
+
+    def prefill(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self._run("prefill", tokens, state)
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self._run("step", tokens, state)
+
+    def _run(self, method: str, tokens: Tensor, *state: Any) -> tuple[Tensor, Any]:
+        def one(weights: dict[str, Tensor], *state: Any) -> tuple[Tensor, Any]:
+            return functional_call(self._call, weights, (method, tokens, *state), {"logits": False})
+
+        return vmap(one)(self._weights, *state)
+
+
+class _Call(nn.Module):
+    """Any method of a model as a forward, which is what `functional_call` calls."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.model, method)(*args, **kwargs)
 
 
 def _compare(
@@ -63,6 +127,7 @@ def _compare(
     tolerance: float,
     scored: Tensor | None,
     share: float,
+    stepped: Tensor | None,
 ) -> str | None:
     batch, time = tokens.shape
     if batch < 2 or not 1 <= context <= time:
@@ -93,7 +158,8 @@ def _compare(
     parts = zip(fresh, (tokens[:half], tokens[half:]), strict=True)
     if worst := off(torch.cat([other(rows, context_length=context) for other, rows in parts])):
         return f"logits depend on the other rows of the batch: off by {worst[2]:.2g} at position {worst[1]}"
-    if worst := off(_in_pieces(fresh, tokens, context)):
+    proven = stepped is not None and off(model.head(stepped)) is None
+    if not proven and (worst := off(_in_pieces(fresh, tokens, context))):
         return (
             f"forward gives other logits than the context's state and then steps, in a fresh model: off by "
             f"{worst[2]:.2g} standard deviations at position {worst[1]} (the context ends at {context})"
@@ -118,7 +184,8 @@ def _compare(
 
 
 def _in_pieces(models: list[Any], tokens: Tensor, context: int) -> Tensor:
-    """Logits of the context as a whole, then steps: two halves of the batch in turn, on two models in turn."""
+    """Logits of the context as a whole, then steps: two halves of the batch in turn, on two models in turn. Of models
+    together, what their heads read, (replicas, batch, time, d_model)."""
     batch = len(tokens)
     types: Types = {}
 
@@ -142,6 +209,6 @@ def _in_pieces(models: list[Any], tokens: Tensor, context: int) -> Tensor:
     for t in range(context, tokens.shape[1]):
         for i, half in enumerate(halves):
             y, state = models[(i + t + 1) % 2].step(half[:, t].clone(), states[i])
-            outputs[i].append(y[:, None])
+            outputs[i].append(y.unsqueeze(-2))
             states[i] = copied(state)
-    return torch.cat([torch.cat(y, dim=1) for y in outputs])
+    return torch.cat([torch.cat(y, dim=-2) for y in outputs], dim=-3)

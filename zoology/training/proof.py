@@ -1,0 +1,94 @@
+"""Proves that what a trial trained runs from its state as it was scored, on the sequences of every slice."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from zoology.architectures.audit import step_together, verify_trained
+from zoology.data import SliceData, TrialData, context_of
+from zoology.model import LanguageModel
+from zoology.training.stack import Stack
+
+SEQUENCES = 32
+"""Sequences of each test slice on which a trained model must run from its state as it ran as a whole."""
+
+
+class AuditError(RuntimeError):
+    """A trained model does not run from its state as it was scored: its numbers would mean nothing."""
+
+
+def prove(
+    architecture: str,
+    stack: Stack,
+    flat: Tensor,
+    replicas: Sequence[int],
+    data: TrialData,
+    fresh: Callable[[], LanguageModel],
+    free: Callable[[], None],
+) -> list[str]:
+    """Prove the scores of trained models on every slice, on as many sequences as there is memory for.
+
+    The first of them, whose state is measured, runs alone; so do others that cannot run together, or do not agree
+    there.
+
+    Args:
+        architecture: what to call it in an error.
+        stack: what was trained.
+        flat: (R, P) the weights that were scored.
+        replicas: those with a score.
+        data: the sequences.
+        fresh: builds an untrained model.
+        free: gives back memory that is not used any more.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        AuditError: naming the slice, and what does not fit.
+    """
+    notes: list[str] = []
+    for test, valid in zip(data.test, data.valid, strict=True):
+        # Validation helps out where the test set is a single sequence: rows are tried against one another.
+        tokens = torch.cat([test.tokens, valid.tokens])[:SEQUENCES]
+        scored = torch.cat([test.labelled(), valid.labelled()])[:SEQUENCES]
+        stepped = _stepped(stack, flat, replicas[1:], fresh, tokens, test)
+        if stepped is None:
+            free()
+        for row in replicas:
+            model = stack.alone(flat, row)
+            context = context_of(model, test.task)
+            while True:
+                mine = None if stepped is None or row not in stepped else stepped[row][: len(tokens)]
+                try:
+                    finding = verify_trained(fresh, model, tokens, context, scored=scored, stepped=mine)
+                    break
+                except torch.OutOfMemoryError:
+                    if len(tokens) < 4:
+                        raise
+                free()
+                half = len(tokens) // 2
+                notes.append(f"out of memory with {len(tokens)} sequences to prove {test.name} on: took {half}")
+                tokens, scored = tokens[:half], scored[:half]
+            if finding:
+                raise AuditError(f"{architecture} on {test.name}, after training: {finding}")
+    return notes
+
+
+def _stepped(
+    stack: Stack,
+    flat: Tensor,
+    replicas: Sequence[int],
+    fresh: Callable[[], LanguageModel],
+    tokens: Tensor,
+    test: SliceData,
+) -> dict[int, Tensor] | None:
+    """What each replica's head reads when all run from their states together, or None where that cannot be."""
+    if len(replicas) < 2:
+        return None
+    weights = [stack.weights(flat, row) for row in replicas]
+    try:
+        found = step_together(fresh, weights, tokens, context_of(stack.template, test.task))
+    except Exception:  # alone, a mixer that is at fault says so
+        return None
+    return dict(zip(replicas, found, strict=True))
