@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoology.data import TrialData, batches, steps_per_epoch
+from zoology.data import SliceData, TrialData, batches, steps_per_epoch
 from zoology.record import Training
 from zoology.training import checkpoint
 from zoology.training.adamw import AdamW
-from zoology.training.evaluate import Measured, evaluate_all
+from zoology.training.evaluate import Measured, Validation
 from zoology.training.stack import Stack
 from zoology.training.steps import GraphSteps, Steps
 
@@ -81,8 +82,13 @@ class Loop:
         self.stack, self.training, self.data, self.report, self.saved = stack, training, data, report, saved
         self.steps = training.epochs * steps_per_epoch(data.train, training.batch_size)
         optimiser = AdamW(stack, learning_rates, training.weight_decay, self.steps, training.warmup)
-        kind = GraphSteps if stack.flat.is_cuda else Steps
-        self.run = kind(stack, optimiser, training.embedding_dropout)
+        dropout = training.embedding_dropout
+        self.run = (
+            GraphSteps(stack, optimiser, dropout, lengths=_shared_lengths(data.train))
+            if stack.flat.is_cuda
+            else Steps(stack, optimiser, dropout)
+        )
+        self.validation = Validation(stack, data.valid)
         self.replicas = [Replica() for _ in learning_rates]
         self.best, self.last = stack.flat.clone(), stack.flat.clone()
         self.rows = list(range(stack.size))  # row of the stack -> replica
@@ -117,7 +123,9 @@ class Loop:
         compiling = self.run.compiling
         training = time.perf_counter() - self._began - compiling - self._evaluating
         seconds = {"compiling": compiling, "training": training, "evaluating": self._evaluating}
-        return Trained(self.replicas, self.best, self.last, self.notes + self.run.notes, seconds)
+        return Trained(
+            self.replicas, self.best, self.last, self.notes + self.run.notes + self.validation.notes, seconds
+        )
 
     def _validate(self) -> None:
         """Look at every replica that is still training. The one place where the host waits for the device."""
@@ -125,7 +133,7 @@ class Loop:
         if flat.is_cuda:
             torch.cuda.synchronize()  # or the steps before would be taken for a part of this
         begin = time.perf_counter()
-        measured = evaluate_all(self.stack, flat, self.data.valid)
+        measured = self.validation()
         active = [(row, index) for row, index in enumerate(self.rows) if index != GONE]
         since = self.replicas[active[0][1]].steps
         losses = (self.run.take_losses() / max(1, self.step - since)).tolist()
@@ -221,6 +229,13 @@ class Loop:
         torch.set_rng_state(tensors["random"])
         if self.stack.flat.is_cuda and "random_gpu" in tensors:
             torch.cuda.set_rng_state(tensors["random_gpu"])
+
+
+def _shared_lengths(parts: Sequence[SliceData]) -> set[int]:
+    """Lengths of several slices, whose number of labels differs."""
+    shapes = {(part.tokens.shape[1], part.targets.shape[1]) for part in parts}
+    lengths = Counter(time for time, _ in shapes)
+    return {time for time, slices in lengths.items() if slices > 1}
 
 
 def _replica(words: dict[str, Any]) -> Replica:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from zoology.data import SliceData
 from zoology.kernels.inline import inline
 from zoology.training import adamw
 from zoology.training.adamw import AdamW
+from zoology.training.capture import first_line, leave_capture
 from zoology.training.stack import Stack
 
 SHAPES = 64
@@ -84,10 +85,16 @@ class GraphSteps(Steps):
     for each slice, so that the host only names the rows and starts it.
 
     What cannot be compiled runs as it is, what cannot be captured is launched kernel by kernel; `notes` say so.
+
+    Args:
+        lengths: those of slices that differ in their number of labels alone: one compilation is for all of these.
     """
 
-    def __init__(self, stack: Stack, optimiser: AdamW, dropout: float, compiled: bool = True):
+    def __init__(
+        self, stack: Stack, optimiser: AdamW, dropout: float, compiled: bool = True, lengths: Collection[int] = ()
+    ):
         super().__init__(stack, optimiser, dropout)
+        self._lengths = lengths
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # one for all warm-ups: cuBLAS takes memory for itself on each
@@ -126,11 +133,11 @@ class GraphSteps(Steps):
             with torch.cuda.graph(graph, pool=self._pool):
                 self._run(part, rows)
         except torch.OutOfMemoryError:
-            _leave_capture()  # a smaller group shall be captured
+            leave_capture()  # a smaller group shall be captured
             raise
         except RuntimeError as error:
-            _leave_capture()
-            self.notes.append(f"its steps are not captured in a CUDA graph: {_first_line(error)}")
+            leave_capture()
+            self.notes.append(f"its steps are not captured in a CUDA graph: {first_line(error)}")
             return None
         return _Captured(graph, rows)
 
@@ -142,7 +149,7 @@ class GraphSteps(Steps):
                 raise
             except Exception as error:  # whatever a compiler may raise: the same code runs without it
                 self._compiled_loss = self._compiled_update = None
-                self.notes.append(f"its steps are not compiled: {_first_line(error)}")
+                self.notes.append(f"its steps are not compiled: {first_line(error)}")
         for _ in range(WARM_UPS):
             self._run(part, rows)
 
@@ -161,8 +168,13 @@ class GraphSteps(Steps):
                     t.copy_(before)
             torch.cuda.set_rng_state(random)
 
-    def _loss(self, *args: Any) -> Tensor:
-        return self._compiled_loss(*args) if self._compiled_loss is not None else super()._loss(*args)
+    def _loss(self, leaves: list[Tensor], tokens: Tensor, positions: Tensor, targets: Tensor, *rest: Any) -> Tensor:
+        if self._compiled_loss is None:
+            return super()._loss(leaves, tokens, positions, targets, *rest)
+        if tokens.shape[1] in self._lengths:
+            for labels in (positions, targets):
+                torch._dynamo.maybe_mark_dynamic(labels, 1)
+        return self._compiled_loss(leaves, tokens, positions, targets, *rest)
 
     def _update(self, gradients: tuple[Tensor, ...]) -> None:
         if self._compiled_update is None:
@@ -175,15 +187,3 @@ class GraphSteps(Steps):
 
 def _flat_update(gradients: tuple[Tensor, ...], flat: Tensor, *rest: Tensor) -> None:
     adamw.update(adamw.flat_gradient(gradients, flat), flat, *rest)
-
-
-def _leave_capture() -> None:
-    """After a capture that failed, the random state still believes to be inside it: go on with a copy that does not."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    generator.graphsafe_set_state(generator.clone_state())
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".strip(": ")

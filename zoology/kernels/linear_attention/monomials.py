@@ -13,8 +13,6 @@ Without a map x is its features, as it is.
 Letters: f width of x (F, padded FW), FT features of a tile.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -32,27 +30,24 @@ def kept(f: int, taylor: bool) -> int:
     return (f // 2 + 2) * period(f) + 1 if taylor else f
 
 
+_tables: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+
 def second_factors(f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For each feature but the constant, the row that picks its second factor: (KEPT - 1, FW)."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _second_factors(f, dtype, device)  # filled when the graph runs, so of no use to others
-    return _kept_second_factors(f, dtype, device)
-
-
-def _second_factors(f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each feature but the constant, the row that picks its second factor: (KEPT - 1, FW). Kept, as it is small."""
+    key = f, dtype, device
+    if key in _tables:
+        return _tables[key]
     features = torch.arange(kept(f, True) - 1, device=device)
     i, d = features % period(f), features // period(f)
     there = (d < f // 2) | ((d == f // 2) & ((i < f // 2) | (f % 2 == 1)))
     j = torch.where(there, (i + d) % f, -1)
-    return (j[:, None] == torch.arange(max(16, period(f)), device=device)).to(dtype)
-
-
-@functools.cache
-def _kept_second_factors(f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    table = _second_factors(f, dtype, device)
+    table = (j[:, None] == torch.arange(max(16, period(f)), device=device)).to(dtype)
     if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return table  # filled when the graph runs, so of no use to others
         torch.cuda.current_stream(device).synchronize()  # the next to read it may be on another stream
-    return table
+    return _tables.setdefault(key, table)
 
 
 @triton.jit
