@@ -127,7 +127,7 @@ class Stack:
         }
         table = weights[f"model.{EMBEDDING}"]
         if self.size == 1:
-            x = embedding(table[0], tokens, dtype=self.compute).unsqueeze(0)
+            x = embedding(table.squeeze(0), tokens, dtype=self.compute).unsqueeze(0)
         else:
             x = vmap(partial(embedding, dtype=self.compute), in_dims=(0, None))(table, tokens)
         device = x.device.type
@@ -138,8 +138,9 @@ class Stack:
                 return functional_call(self._features, (weights, constant), (x, positions, context_length))
 
             if self.size == 1:
-                first = [{name: t[0] for name, t in group.items()} for group in (weights, self.constant)]
-                return run(*first, x[0]).unsqueeze(0)
+                # Squeezed, not indexed: the gradient of x[0] is a zeroed tensor and a copy into it.
+                first = [{name: t.squeeze(0) for name, t in group.items()} for group in (weights, self.constant)]
+                return run(*first, x.squeeze(0)).unsqueeze(0)
             return vmap(run, randomness="different")(weights, self.constant, x)
 
     def losses(
