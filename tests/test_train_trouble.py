@@ -75,6 +75,7 @@ def test_scores_are_proven_on_as_many_sequences_as_fit_into_memory(monkeypatch):
     )
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # attention on a CPU under vmap
 def test_replicas_that_cannot_step_together_are_proven_alone(monkeypatch):
     def refused(*args):
         raise RuntimeError("no batching rule")
@@ -202,6 +203,14 @@ class Longer(Honest):
 
     def cheat(self, x, y):
         return self.mix(x.cumsum(dim=1))
+
+
+@pytest.mark.parametrize("cheater", [LateLeak, LongLeak, LateMixing, Longer])  # a Hoarder `vmap` refuses by itself
+def test_a_mixer_that_cheats_is_found_out_among_replicas_that_are_proven_together(own_registries, cheater):
+    register_mixer("cheater")(cheater)
+    spec = trial("cheater", layers=("cheater",), train=(mqar_slice(1920),), seeds=(0, 1, 2))
+    with pytest.raises(AuditError, match="cheater on T16-N2, after training"):
+        fit(spec, stacked=True)
 
 
 @pytest.mark.parametrize("cheater", [LateLeak, LongLeak, LateMixing, Hoarder, Longer])

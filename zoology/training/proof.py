@@ -52,14 +52,15 @@ def prove(
         # Validation helps out where the test set is a single sequence: rows are tried against one another.
         tokens = torch.cat([test.tokens, valid.tokens])[:SEQUENCES]
         scored = torch.cat([test.labelled(), valid.labelled()])[:SEQUENCES]
-        stepped = _stepped(stack, flat, replicas[1:], fresh, tokens, test)
-        if stepped is None:
-            free()
+        others = replicas[1:]
+        stepped = _stepped(stack, flat, others, fresh, tokens, test) if len(others) > 1 else {}
+        if len(others) > 1 and not stepped:
+            free()  # what the attempt has left
         for row in replicas:
             model = stack.alone(flat, row)
             context = context_of(model, test.task)
             while True:
-                mine = None if stepped is None or row not in stepped else stepped[row][: len(tokens)]
+                mine = stepped[row][: len(tokens)] if row in stepped else None
                 try:
                     finding = verify_trained(fresh, model, tokens, context, scored=scored, stepped=mine)
                     break
@@ -82,13 +83,11 @@ def _stepped(
     fresh: Callable[[], LanguageModel],
     tokens: Tensor,
     test: SliceData,
-) -> dict[int, Tensor] | None:
-    """What each replica's head reads when all run from their states together, or None where that cannot be."""
-    if len(replicas) < 2:
-        return None
+) -> dict[int, Tensor]:
+    """What each replica's head reads when all run from their states together; nothing where that cannot be."""
     weights = [stack.weights(flat, row) for row in replicas]
     try:
         found = step_together(fresh, weights, tokens, context_of(stack.template, test.task))
     except Exception:  # alone, a mixer that is at fault says so
-        return None
+        return {}
     return dict(zip(replicas, found, strict=True))
