@@ -50,8 +50,8 @@ def forward_blocks(width: int) -> Blocks:
 
 
 def backward_blocks(width: int, taps: int, dtype: torch.dtype) -> Blocks:
-    """The backward kernel's blocks, likewise of 54, 73 to 81 %. Longer segments, as the sums of all threads are added at
-    their ends; and registers for four programs on a processor, where that spills little: with three, D = 1024 and 4
+    """The backward kernel's blocks, likewise of 54, 73 to 81 %. Longer segments, as the sums of all threads are added
+    at their ends; and registers for four programs on a processor, where that spills little: with three, D = 1024 and 4
     taps take a second round of programs, and a fifth longer."""
     small = taps <= 4 and dtype != torch.float32
     return _blocks(width, length=64, unroll=8, registers=128 if small else None)
