@@ -254,8 +254,9 @@ class _Trial:
 
     def _train(self, group: tuple[int, ...], saved: Path | None) -> tuple[Stack, Trained]:
         pairs = [self.spec.replicas[index] for index in group]
-        models = [self.fresh(seed) for _, seed in pairs]
-        stack = Stack(models, self.compute)
+        begin = time.perf_counter()
+        stack = Stack([self.fresh(seed) for _, seed in pairs], self.compute)
+        self.seconds["starting"] += time.perf_counter() - begin
         with seeded(pairs[0][1], self.device):
 
             def report(step: int, steps: int, accuracy: float | None) -> None:

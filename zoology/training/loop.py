@@ -83,6 +83,7 @@ class Loop:
         self.steps = training.epochs * steps_per_epoch(data.train, training.batch_size)
         optimiser = AdamW(stack, learning_rates, training.weight_decay, self.steps, training.warmup)
         dropout = training.embedding_dropout
+        self._began, self._evaluating = time.perf_counter(), 0.0
         self.run = (
             GraphSteps(stack, optimiser, dropout, lengths=_shared_lengths(data.train))
             if stack.flat.is_cuda
@@ -96,7 +97,8 @@ class Loop:
         self.accuracy: float | None = None
         self.notes: list[str] = []
         self._written = time.monotonic()
-        self._began, self._evaluating = time.perf_counter(), 0.0
+        if stack.flat.is_cuda:
+            self.run.compiling += time.perf_counter() - self._began  # the compiler is loaded
 
     def train(self) -> Trained:
         """Train to the end, from the checkpoint where there is one."""
