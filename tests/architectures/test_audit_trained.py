@@ -60,18 +60,16 @@ def test_the_context_may_be_all_or_next_to_nothing(context):
     assert verify_trained(make, trained(make, 1.0), tokens(), context) is None
 
 
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
+def weights_of(models: list[nn.Module]) -> dict[str, torch.Tensor]:
+    each = [dict((*model.named_parameters(), *model.named_buffers())) for model in models]
+    return {name: torch.stack([mine[name].detach() for mine in each]) for name in each[0]}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:There is a performance drop"
-)  # attention's kernel for CPUs is called model by model
 @pytest.mark.parametrize("name", list(mixers))
 def test_models_step_together_as_they_do_alone(name):
     make = factory("short-conv", name)
     models = [trained(make, size) for size in (0.5, 1.0, 2.0)]
-    together = step_together(make, [weights_of(model) for model in models], tokens(), CONTEXT)
+    together = step_together(make, weights_of(models), tokens(), CONTEXT)
     assert together.shape == (3, 8, TIME, D_MODEL)
     for model, stepped in zip(models, together, strict=True):
         with torch.no_grad():
@@ -84,7 +82,7 @@ def test_models_step_together_as_they_do_alone(name):
 def test_what_was_stepped_together_saves_the_steps_and_decides_nothing_alone(monkeypatch):
     make = factory("short-conv", "linear-attention")
     model = trained(make, 1.0)
-    (stepped,) = step_together(make, [weights_of(model)], tokens(), CONTEXT)
+    (stepped,) = step_together(make, weights_of([model]), tokens(), CONTEXT)
     taken = []
     step = LanguageModel.step
 

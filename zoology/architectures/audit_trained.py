@@ -6,7 +6,7 @@ context's state as bytes, and then one token at a time.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def verify_trained(
 
 
 def step_together(
-    model_factory: Callable[[], nn.Module], weights: Sequence[dict[str, Tensor]], tokens: Tensor, context_length: int
+    model_factory: Callable[[], nn.Module], weights: dict[str, Tensor], tokens: Tensor, context_length: int
 ) -> Tensor:
     """What the heads of trained models read when they run from their states, all at a time, (R, batch, time, d_model).
 
@@ -70,7 +70,7 @@ def step_together(
 
     Args:
         model_factory: as for `verify_trained`; its models take `logits=False`.
-        weights: all parameters and buffers of each model.
+        weights: every parameter and buffer, stacked: (R, *shape) each.
         tokens, context_length: as for `verify_trained`.
 
     Raises:
@@ -84,10 +84,10 @@ def step_together(
 class _Together:
     """A language model's interface for R sets of weights: states and outputs have a leading replica axis."""
 
-    def __init__(self, model: Any, weights: Sequence[dict[str, Tensor]]):
+    def __init__(self, model: Any, weights: dict[str, Tensor]):
         self.reads_context = model.reads_context
         self._call = _Call(model.eval().requires_grad_(False))
-        self._weights = {f"model.{name}": torch.stack([mine[name] for mine in weights]) for name in weights[0]}
+        self._weights = {f"model.{name}": t for name, t in weights.items()}
 
     def init_state(self, batch_size: int) -> Any:
         return vmap(lambda weights: functional_call(self._call, weights, ("init_state", batch_size)))(self._weights)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoology.data import SliceData
 from zoology.tasks.base import IGNORE
-from zoology.training.capture import first_line, leave_capture
+from zoology.training.capture import first_line, graph_of
 from zoology.training.stack import Stack
 
 EVALUATION_TOKENS, CPU_EVALUATION_TOKENS = 8 * 256 * 256, 64 * 64
@@ -72,15 +72,13 @@ class Validation:
         return _told(self.parts, self._sums, places=False)
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        def run() -> None:
+            self._sums = _found(self.stack, self.stack.flat, self.parts)
+
         try:
-            with torch.cuda.graph(graph):
-                self._sums = _found(self.stack, self.stack.flat, self.parts)
+            self._graph = graph_of(run)
         except RuntimeError as error:  # out of memory too: as before, then
-            leave_capture()
             self.notes.append(f"validation is not captured in a CUDA graph: {first_line(error)}")
-        else:
-            self._graph = graph
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """Proves that what a trial trained runs from its state as it was scored, on the sequences of every slice."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from zoology.architectures.audit import step_together, verify_trained
-from zoology.data import SliceData, TrialData, context_of
+from zoology.data import TrialData, context_of
 from zoology.model import LanguageModel
 from zoology.training.stack import Stack
 
@@ -48,17 +49,17 @@ def prove(
         AuditError: naming the slice, and what does not fit.
     """
     notes: list[str] = []
+    others = replicas[1:] if len(replicas) > 2 else []
+    weights = {name: t[list(others)] for name, t in stack.stacked(flat).items()}
     for test, valid in zip(data.test, data.valid, strict=True):
         # Validation helps out where the test set is a single sequence: rows are tried against one another.
         tokens = torch.cat([test.tokens, valid.tokens])[:SEQUENCES]
         scored = torch.cat([test.labelled(), valid.labelled()])[:SEQUENCES]
-        others = replicas[1:]
-        stepped = _stepped(stack, flat, others, fresh, tokens, test) if len(others) > 1 else {}
-        if len(others) > 1 and not stepped:
-            free()  # what the attempt has left
+        context = context_of(stack.template, test.task)
+        together = _stepped(fresh, weights, tokens, context, free) if others else None
+        stepped = {} if together is None else dict(zip(others, together, strict=True))
         for row in replicas:
             model = stack.alone(flat, row)
-            context = context_of(model, test.task)
             while True:
                 mine = stepped[row][: len(tokens)] if row in stepped else None
                 try:
@@ -77,17 +78,14 @@ def prove(
 
 
 def _stepped(
-    stack: Stack,
-    flat: Tensor,
-    replicas: Sequence[int],
     fresh: Callable[[], LanguageModel],
+    weights: dict[str, Tensor],
     tokens: Tensor,
-    test: SliceData,
-) -> dict[int, Tensor]:
-    """What each replica's head reads when all run from their states together; nothing where that cannot be."""
-    weights = [stack.weights(flat, row) for row in replicas]
-    try:
-        found = step_together(fresh, weights, tokens, context_of(stack.template, test.task))
-    except Exception:  # alone, a mixer that is at fault says so
-        return {}
-    return dict(zip(replicas, found, strict=True))
+    context: int,
+    free: Callable[[], None],
+) -> Tensor | None:
+    """What the heads of models read that run from their states together, or None where that cannot be."""
+    with contextlib.suppress(Exception):  # alone, a mixer that is at fault says so
+        return step_together(fresh, weights, tokens, context)
+    free()  # what the attempt has left
+    return None

@@ -172,10 +172,14 @@ class Stack:
         loss, _ = self.losses(leaves, tokens, positions, targets, context_length, dropout)
         return loss.sum(1) / (targets != IGNORE).sum().clamp_min(1)
 
+    def stacked(self, flat: Tensor) -> dict[str, Tensor]:
+        """Every parameter and buffer of all replicas, from a flat buffer: (R, *shape) each."""
+        found = {e.name: _as_parameter(e.of(flat.detach()), e) for e in self.entries}
+        return found | {name.removeprefix("model."): t for name, t in self.constant.items()}
+
     def weights(self, flat: Tensor, replica: int) -> dict[str, Tensor]:
         """The state dict of one replica, from a flat buffer."""
-        found = {e.name: _as_parameter(e.of(flat.detach()), e)[replica].clone() for e in self.entries}
-        return found | {name.removeprefix("model."): t[replica].clone() for name, t in self.constant.items()}
+        return {name: t[replica].clone() for name, t in self.stacked(flat).items()}
 
     def alone(self, flat: Tensor, replica: int) -> LanguageModel:
         """The template with the weights of one replica: the very modules that were trained, run one model at a time."""

@@ -12,7 +12,7 @@ from zoology.data import SliceData
 from zoology.kernels.inline import inline
 from zoology.training import adamw
 from zoology.training.adamw import AdamW
-from zoology.training.capture import first_line, leave_capture
+from zoology.training.capture import first_line, graph_of
 from zoology.training.stack import Stack
 
 SHAPES = 64
@@ -128,15 +128,11 @@ class GraphSteps(Steps):
             with torch.cuda.stream(self._stream):
                 self._warm_up(part, rows)
             torch.cuda.current_stream().wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                self._run(part, rows)
-        except torch.OutOfMemoryError:
-            leave_capture()  # a smaller group shall be captured
+            graph = graph_of(lambda: self._run(part, rows), pool=self._pool)
+        except torch.OutOfMemoryError:  # a smaller group shall be captured
             raise
         except RuntimeError as error:
-            leave_capture()
             self.notes.append(f"its steps are not captured in a CUDA graph: {first_line(error)}")
             return None
         return _Captured(graph, rows)

@@ -5,8 +5,8 @@ on the sums that the products meet. Their order goes by d = (j - i) mod f: for d
 (where f is even, the last d has half of them), then x_i alone, then 1. A row of i has PERIOD of them, a power of two:
 so i is the same in each tile of FT >= PERIOD features, and x_i is made once for all tiles. What stands at the ends of
 rows is 0. An x_i is picked by a matrix of 0 and 1, exactly, on the matrix units: nothing is gathered, and in the
-backward pass nothing is scattered. Inside chunks such matrices of second factors come from memory, where
-the next is on its way while one is used; one that is made there is waited for by all warps.
+backward pass nothing is scattered. Inside chunks such matrices of second factors come from memory, where the next is
+on its way while one is used; one that is made there is waited for by all warps.
 
 Without a map x is its features, as it is.
 
