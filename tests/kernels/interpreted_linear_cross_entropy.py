@@ -76,6 +76,34 @@ def test_a_sure_model_keeps_the_digits_of_its_gradient():
     near(got, exact(hidden, weight, targets, torch.ones(16))[2])
 
 
+@pytest.mark.parametrize("size", [1.0, 40.0, 400.0])
+def test_logits_far_above_the_targets_overflow_nothing(size):
+    """Sums begin from the target's logit: where others are more than float32 above it, they begin anew."""
+    hidden, weight, targets = inputs(40, 50, 16, scale=0.25)
+    with torch.no_grad():
+        hidden *= size
+    targets[::3] = (hidden @ weight.T).argmin(1)[::3]  # exp(-1), exp(-50) and exp(-500) of the largest, about
+    grad = torch.linspace(0.1, 2, 40)
+    loss, right = linear_cross_entropy(hidden, weight, targets, **IMPLEMENTATION)
+    got = torch.autograd.grad(loss, (hidden, weight), grad)
+    want = exact(hidden, weight, targets, grad)
+    assert torch.equal(right, want[1])
+    for a, b in zip((loss, *got), (want[0], *want[2:]), strict=True):
+        near(a, b)
+
+
+@pytest.mark.parametrize("least", [-1.0, 0.0])
+def test_ids_that_are_no_answers_get_their_gradients_too(least):
+    """Blocks of ids without a target have a shorter way, where no gradient is negative."""
+    hidden, weight, targets = inputs(70, 200, 16)
+    targets = 150 + targets % 50
+    targets[::5] = -100
+    grad = torch.linspace(least, 2, 70)
+    loss, _ = linear_cross_entropy(hidden, weight, targets, **IMPLEMENTATION)
+    (got,) = torch.autograd.grad(loss, weight, grad)
+    near(got, exact(hidden, weight, targets, grad)[3])
+
+
 def test_an_ignored_id_may_be_one_of_the_vocabulary():
     hidden, weight, targets = inputs(50, 9, 16)
     loss, right = linear_cross_entropy(hidden, weight, targets, ignore_index=3, **IMPLEMENTATION)
