@@ -49,6 +49,8 @@ def _poisoned(monkeypatch):
         (1, 70, 2, 20, 90, 0),
         (1, 65, 1, 70, 7, 0),
         (2, 40, 1, 8, 33, 10),
+        (1, 150, 1, 8, 150, 0),
+        (1, 130, 1, 8, 50, 9),
         (0, 4, 1, 8, 2, 0),
     ],
     ids=str,
@@ -74,7 +76,7 @@ def test_every_block_size_gives_the_same_and_drops_the_same():
         got = launch.launch_forward(q, k, v, *rest, blocks)
         args = (q, q, k, v, seed, o, log_sum, *rest[1:])
         for whole in (None, launch.Blocks(64, 64, 4)):
-            back = launch.launch_backward(*args, blocks=None if whole else blocks, whole=whole)
+            back = launch.launch_backward(*args, blocks=None if whole else (blocks, blocks), whole=whole)
             for a, b in zip((*got, *back), want, strict=True):
                 near(a, b)
 
@@ -91,6 +93,17 @@ def test_dropout_is_fair_and_follows_the_seed():
     pairs = ((x[0], x[1]), (x[:, 0], x[:, 1]), (x[:, :, 1:], x[:, :, :-1]), (x[..., 1:], x[..., :-1]))
     for a, b in (*pairs, (x[:2], other[:2].double() - 0.7)):
         assert abs((a * b).mean()) < 4 * 0.21 / a.numel() ** 0.5
+
+
+def test_no_two_keys_are_dropped_together():
+    """One random number of a query decides for all of its keys: still, any two are as good as independent, and so is
+    how many are dropped."""
+    rows, p = 24000, 0.1
+    kept = launch.kept_weights(torch.arange(120), 120, 1, 200, 64, p)
+    x = (kept.double() - (1 - p)).reshape(rows, 64) / (p * (1 - p)) ** 0.5
+    together = (x.T @ x / rows).fill_diagonal_(0)
+    assert together.abs().max() < 5 / rows**0.5
+    assert abs(x.sum(1).var() / 64 - 1) < 5 * (2 / rows) ** 0.5
 
 
 def test_torchs_generator_gives_the_seed():

@@ -15,35 +15,43 @@ from torch import Tensor
 from zoology.kernels.attention.programs import forward_kernel, kept_kernel, key_kernel, query_kernel, whole_kernel
 
 LOG2E = 1.4426950408889634
+LONG = 128
+"""Keys from which on so many blocks are seen whole that it pays to ask which."""
 
 
 class Blocks(NamedTuple):
-    """What a kernel is compiled for: queries and keys in a block, warps in a program, blocks in flight."""
+    """What a kernel is compiled for: queries and keys in a block, warps in a program, blocks in flight, and registers
+    of a thread at most."""
 
     queries: int
     keys: int
     warps: int
     stages: int = 3
+    registers: int | None = None
 
     @property
     def words(self) -> dict[str, int]:
         """As a kernel's keywords."""
-        return {"QUERIES": self.queries, "KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {"QUERIES": self.queries, "KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 def forward_blocks(width: int, time: int, dtype: torch.dtype) -> Blocks:
     """The forward kernel's blocks, for a head width that is a power of two: of eight, the fastest or near it on an
-    H100 at T of 64 to 512 and d = 64."""
+    H200 at T of 64 to 512 and d = 64. 128 registers leave room for four programs at a time, and nothing spills."""
     if dtype == torch.float32:
         return Blocks(32, 32, 4) if width <= 64 else Blocks(16, 16, 4)
-    return Blocks(64, 64 if time > 128 and width <= 64 else 32, 4)
+    return Blocks(64, 64, 4, 3, 128) if time > 64 and width <= 64 else Blocks(64, 32, 4)
 
 
-def backward_blocks(width: int, dtype: torch.dtype) -> Blocks:
-    """The blocks of the backward kernels of longer sequences: many small programs hide what each waits for."""
+def backward_blocks(width: int, time: int, dtype: torch.dtype) -> tuple[Blocks, Blocks]:
+    """The blocks of the backward kernels of longer sequences, of the queries and of the keys: of twenty, the fastest on
+    an H200 at T of 128 to 512 and d = 64. What a program of the keys holds leaves room for few queries."""
     if dtype == torch.float32:
-        return Blocks(32, 32, 4) if width <= 64 else Blocks(16, 16, 4)
-    return Blocks(32, 32, 2 if width <= 64 else 4)
+        return (Blocks(32, 32, 4) if width <= 64 else Blocks(16, 16, 4),) * 2
+    if width <= 64 and time > 64:
+        return Blocks(64, 32, 4, 3), Blocks(32, 64, 4, 2, 128)
+    return (Blocks(32, 32, 2 if width <= 64 else 4),) * 2
 
 
 def whole_block(width: int, queries: int, keys: int, dtype: torch.dtype) -> Blocks | None:
@@ -96,16 +104,18 @@ def launch_forward(
         forward_kernel[(batch * heads * triton.cdiv(time, b.queries),)](
             q, k, v, q if seed is None else seed, o, log_sum, time, k.shape[1], heads, window, d**-0.5 * LOG2E,
             *numbers, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            **b.words, **words,
+            **b.words, **words, LONG=k.shape[1] > LONG,
         )  # fmt: skip
     return o, log_sum
 
 
 def launch_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, o: Tensor, log_sum: Tensor, window: int,
-    dropout: float, blocks: Blocks | None = None, whole: Blocks | None = None, out: Sequence[Tensor] | None = None,
+    dropout: float, blocks: tuple[Blocks, Blocks] | None = None, whole: Blocks | None = None,
+    out: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The backward pass, with blocks from the tables, or given for the two kernels or the one; see `gradient`.
+    """The backward pass, with blocks from the tables, or given for the kernels of the queries and of the keys, or for
+    the one of all; see `gradient`.
 
     `out` is where the gradients go: heads dense within a token, tokens as far apart in all three.
     """
@@ -126,14 +136,15 @@ def launch_backward(
             ROWS=whole.queries, num_warps=whole.warps, **words,
         )  # fmt: skip
         return by_q, by_k, by_v
-    b = blocks or backward_blocks(width, q.dtype)
-    words |= b.words
+    of_query, of_key = blocks or backward_blocks(width, keys, q.dtype)
+    words["LONG"] = keys > LONG
     delta = log_sum.new_empty(log_sum.shape)
+    drawn = delta if seed is None else log_sum.new_empty(log_sum.shape, dtype=torch.int32)
     rest = (time, keys, heads, *scales, *numbers, *strides)
-    query_kernel[(batch * heads * triton.cdiv(time, b.queries),)](
-        q, k, v, seeds, o.contiguous(), grad, log_sum, by_q, delta, *rest, **words
+    query_kernel[(batch * heads * triton.cdiv(time, of_query.queries),)](
+        q, k, v, seeds, o.contiguous(), grad, log_sum, by_q, delta, drawn, *rest, **words, **of_query.words
     )
-    key_kernel[(batch * heads * triton.cdiv(keys, b.keys),)](
-        q, k, v, seeds, grad, log_sum, delta, by_k, by_v, *rest, **words
+    key_kernel[(batch * heads * triton.cdiv(keys, of_key.keys),)](
+        q, k, v, drawn, grad, log_sum, delta, by_k, by_v, *rest, **words, **of_key.words
     )
     return by_q, by_k, by_v
