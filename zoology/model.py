@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoology.architectures.base import ContextMixer, build_mixer
 from zoology.architectures.state import Part, measure
 from zoology.kernels.add_norm import add_norm
+from zoology.kernels.take_rows import take_rows
 
 PAPERS_STD = 0.02
 """Standard deviation of the papers' weights. Their models are 64 to 512 wide; at 16 the layers are all but silent."""
@@ -109,7 +110,7 @@ class LanguageModel(nn.Module):
             x, y = block(x, y, context_length)
         x = x if y is None else x + y
         if positions is not None:
-            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            x = take_rows(x, positions)
         return add_norm(x, None, self.norm.weight, self.norm.bias, eps=self.norm.eps)[1]
 
     def head(self, features: Tensor) -> Tensor:

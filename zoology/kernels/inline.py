@@ -4,19 +4,22 @@ import importlib
 
 from zoology.kernels.replicas import HAS_TRITON
 
-OPS = ("linear", "add_norm.triton") if HAS_TRITON else ("linear",)
+OPS = ("linear", "add_norm.triton", "take_rows.triton") if HAS_TRITON else ("linear",)
 """Modules here with a table INLINED: custom op -> the op in PyTorch. Its own gradient and vmap rule hold as before."""
 
 
 def inline() -> None:
-    """To be called before anything is compiled in a process; a second call is free.
+    """To be called before a model is compiled; a second call is free.
 
     It loads the compiler, which takes a second. Without it, and in what was compiled before it, these ops are opaque,
     and their results the same.
     """
-    from torch._inductor.decomposition import decompositions, register_decomposition
+    from torch._inductor.decomposition import decompositions, fast_random_decomps, register_decomposition
 
     for name in OPS:
         for op, function in importlib.import_module(f"zoology.kernels.{name}").INLINED.items():
             if op._opoverload not in decompositions:
                 register_decomposition([op._opoverload])(function)
+    # The compiler keeps a copy from its first use on. With an old one it would take these ops for opaque where it reads
+    # that, and refuse them for being both where it does not.
+    fast_random_decomps.cache_clear()
