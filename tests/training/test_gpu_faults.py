@@ -64,7 +64,8 @@ def test_a_group_that_does_not_fit_is_halved_and_goes_on():
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert halved.notes[0] == "out of memory with 8 replicas together: went on with 4"
-    assert all(note.startswith("out of memory with ") for note in halved.notes)
+    eager = "validation is not captured in a CUDA graph: out of memory"
+    assert [note for note in halved.notes if not note.startswith("out of memory with ") and note != eager] == []
     assert [r.status for r in halved.replicas] == ["ok"] * 8
     for one, other in zip(whole.replicas, halved.replicas, strict=True):
         assert one.scores[0].loss == pytest.approx(other.scores[0].loss, rel=0.02)

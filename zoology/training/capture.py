@@ -27,5 +27,7 @@ def graph_of(run: Callable[[], object], **options: Any) -> torch.cuda.CUDAGraph:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in a line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"  # the rest is advice on PyTorch's allocator
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}".strip(": ")

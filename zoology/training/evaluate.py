@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zoology.data import SliceData
+from zoology.kernels.ahead import compile_ahead
 from zoology.tasks.base import IGNORE
 from zoology.training.capture import first_line, graph_of
 from zoology.training.stack import Stack
@@ -71,6 +72,10 @@ class Validation:
         self._graph.replay()
         return _told(self.parts, self._sums, places=False)
 
+    def prepare(self, parts: tuple[SliceData, ...]) -> None:
+        """Begin to compile the kernels of an evaluation, on other slices than these too."""
+        compile_ahead(lambda: _found(self.stack, self.stack.flat, parts, steps=1))
+
     def _capture(self) -> None:
         def run() -> None:
             self._sums = _found(self.stack, self.stack.flat, self.parts)
@@ -82,10 +87,12 @@ class Validation:
 
 
 @torch.no_grad()
-def _found(stack: Stack, flat: Tensor, parts: tuple[SliceData, ...]) -> list[tuple[Tensor, Tensor]]:
+def _found(
+    stack: Stack, flat: Tensor, parts: tuple[SliceData, ...], steps: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
     stack.template.eval()
     leaves = stack.leaves_of(flat)
-    return [_evaluate(stack, leaves, part) for part in parts]
+    return [_evaluate(stack, leaves, part, steps) for part in parts]
 
 
 def _told(parts: tuple[SliceData, ...], found: list[tuple[Tensor, Tensor]], places: bool) -> list[list[Measured]]:
@@ -121,14 +128,14 @@ def _cut(part: SliceData, right: list[list[float]]) -> list[tuple[Place, ...]]:
     return told
 
 
-def _evaluate(stack: Stack, leaves: list[Tensor], part: SliceData) -> tuple[Tensor, Tensor]:
+def _evaluate(stack: Stack, leaves: list[Tensor], part: SliceData, steps: int | None) -> tuple[Tensor, Tensor]:
     """(R, 3): right answers, summed loss and labels of a slice, and (R, T): right answers by where they stand; both in
-    float64 on its device."""
+    float64 on its device. Of the slice's first steps only, where they are counted."""
     sums = torch.zeros(stack.size, 3, dtype=torch.float64, device=part.tokens.device)
     by_time = torch.zeros(stack.size, part.tokens.shape[1], dtype=torch.float64, device=part.tokens.device)
     tokens = CPU_EVALUATION_TOKENS if sums.device.type == "cpu" else EVALUATION_TOKENS
     size = max(1, tokens // (part.tokens.shape[1] * stack.size))
-    for start in range(0, len(part.tokens), size):
+    for start in itertools.islice(range(0, len(part.tokens), size), steps):
         rows = slice(start, start + size)
         targets = part.targets[rows]
         loss, right = stack.losses(leaves, part.tokens[rows], part.positions[rows], targets, part.task.prompt_length)

@@ -104,6 +104,13 @@ class Loop:
         """Train to the end, from the checkpoint where there is one."""
         self._take_up()
         self.stack.template.train()
+        if isinstance(self.run, GraphSteps):
+            begin = time.perf_counter()
+            self.run.prepare(self.data.train, self.training.batch_size)
+            self.validation.prepare(self.data.valid + self.data.test)
+            self.stack.template.train()
+            torch.cuda.empty_cache()  # a capture cannot take what these have left
+            self.run.compiling += time.perf_counter() - begin
         order = torch.Generator().manual_seed(self.training.data_seed)
         step = 0
         for _ in range(self.training.epochs):

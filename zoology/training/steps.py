@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoology.data import SliceData
+from zoology.kernels.ahead import compile_ahead
 from zoology.kernels.inline import inline
 from zoology.training import adamw
 from zoology.training.adamw import AdamW
@@ -57,14 +58,19 @@ class Steps:
         self.loss_sum = self.loss_sum[replicas]
 
     def _run(self, part: SliceData, rows: Tensor) -> None:
+        losses, gradients = self._gradients(part, rows, self._loss)
+        self._update(gradients)
+        self.loss_sum += losses.detach()
+
+    def _gradients(
+        self, part: SliceData, rows: Tensor, loss: Callable[..., Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         batch = part.rows(rows)
         # New leaves in each step: the graph of an old one may belong to another stream, which a capture must not meet.
         leaves = self.stack.leaves_of(self.stack.flat)
         context = part.task.prompt_length if self.stack.template.reads_context else None
-        losses = self._loss(leaves, *batch, context, self.dropout)
-        gradients = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
-        self._update(gradients)
-        self.loss_sum += losses.detach()
+        losses = loss(leaves, *batch, context, self.dropout)
+        return losses, torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
 
     def _loss(self, *args: Any) -> Tensor:
         return self.stack.mean_loss(*args)
@@ -103,6 +109,18 @@ class GraphSteps(Steps):
         torch.compiler.reset()  # what was compiled for another trial is of no use, and counts towards Dynamo's limit
         self._compiled_loss = torch.compile(stack.mean_loss, **COMPILED) if compiled else None
         self._compiled_update = torch.compile(_flat_update, fullgraph=True, **COMPILED) if compiled else None
+
+    def prepare(self, parts: Iterable[SliceData], rows: int) -> None:
+        """Begin to compile the kernels of steps on so many sequences of each slice."""
+
+        def run() -> None:
+            for part in parts:
+                # A quarter of a batch takes the same kernels, and less memory than a compiled step.
+                few = torch.arange(min(max(1, rows // 4), len(part.tokens)), device=part.tokens.device)
+                self._gradients(part, few, self.stack.mean_loss)
+
+        with self._untouched():
+            compile_ahead(run)
 
     def __call__(self, part: SliceData, rows: Tensor) -> None:
         key = (id(part.tokens), len(rows))
