@@ -270,6 +270,7 @@ def main() -> None:
                     if not given.warm:
                         append([row], common, COLUMNS, given.out)
                     if given.profile:
+                        given.profile.mkdir(parents=True, exist_ok=True)
                         where = profile(name, d_model, shape, given.replicas, settings)
                         (given.profile / f"{name}-{d_model}-{text}.txt").write_text(where)
             except Exception:  # the others shall have their rows
