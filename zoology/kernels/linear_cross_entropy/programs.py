@@ -50,6 +50,33 @@ def own_logits(
 
 
 @triton.jit
+def begin(
+    hidden, weight, targets, M, V, stride_h, stride_w, stride_t, ignore_index,
+    D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The rows of a program: its replica, whose weight and targets follow; the rows, which of them there are, their
+    targets, which are labelled, whether any is, as a block with no label at all has nothing to do; their hidden vectors
+    and their targets' logits."""
+    blocks = tl.cdiv(M, ROWS)
+    replica = (tl.program_id(0) // blocks).to(tl.int64)
+    first_row = tl.program_id(0) % blocks * ROWS
+    rows = first_row.to(tl.int64) + tl.arange(0, ROWS)
+    dims = tl.arange(0, WIDTH)
+    weight += replica * stride_w
+    targets += replica * stride_t
+    wide, there = dims < D, rows < M
+    target = tl.load(targets + rows, mask=there, other=ignore_index)
+    labelled = target != ignore_index
+    target = target.to(tl.int32)
+    h = tl.load(
+        hidden + replica * stride_h + rows[:, None] * D + dims[None, :], mask=there[:, None] & wide[None, :], other=0.0
+    )
+    some = tl.max(labelled.to(tl.int32), 0) > 0
+    label = own_logits(h, weight, targets, first_row, M, V, D, ROWS, IDS, WIDTH, some)
+    return replica, rows, there, weight, targets, target, labelled, some, h, label
+
+
+@triton.jit
 def finish(
     top, base, total, acc, label, target, labelled, lower, weight, loss, right, log_sum, pull, at, there, V,
     D: tl.constexpr, WIDTH: tl.constexpr, PULL: tl.constexpr,
@@ -83,23 +110,11 @@ def near_kernel(
 ):  # fmt: skip
     """Where no logit is far above the target's and none equal to it. `again` says of each block whether it was not so;
     what is written for it is of no use then."""
-    blocks = tl.cdiv(M, ROWS)
-    replica = (tl.program_id(0) // blocks).to(tl.int64)
-    first_row = tl.program_id(0) % blocks * ROWS
-    rows = first_row.to(tl.int64) + tl.arange(0, ROWS)
-    ids, dims = tl.arange(0, IDS), tl.arange(0, WIDTH)
-    weight += replica * stride_w
-    targets += replica * stride_t
-    wide, there = dims < D, rows < M
-    target = tl.load(targets + rows, mask=there, other=ignore_index)
-    labelled = target != ignore_index
-    target = target.to(tl.int32)
-    h = tl.load(
-        hidden + replica * stride_h + rows[:, None] * D + dims[None, :], mask=there[:, None] & wide[None, :], other=0.0
+    replica, rows, there, weight, targets, target, labelled, some, h, label = begin(
+        hidden, weight, targets, M, V, stride_h, stride_w, stride_t, ignore_index, D, ROWS, IDS, WIDTH
     )
-    # A block with no label at all has nothing to do.
-    some = tl.max(labelled.to(tl.int32), 0) > 0
-    label = own_logits(h, weight, targets, first_row, M, V, D, ROWS, IDS, WIDTH, some)
+    ids, dims = tl.arange(0, IDS), tl.arange(0, WIDTH)
+    wide = dims < D
     # Which blocks of ids have a target of this program: two bits for every 128th.
     block = target // IDS % 128
     valid = labelled & (target >= 0) & (target < V)
@@ -148,22 +163,11 @@ def any_kernel(
     if not ALL:  # noqa: SIM102 (Triton decides this when it compiles, the next in every program)
         if tl.load(again + tl.program_id(0)) == 0:
             return
-    blocks = tl.cdiv(M, ROWS)
-    replica = (tl.program_id(0) // blocks).to(tl.int64)
-    first_row = tl.program_id(0) % blocks * ROWS
-    rows = first_row.to(tl.int64) + tl.arange(0, ROWS)
-    ids, dims = tl.arange(0, IDS), tl.arange(0, WIDTH)
-    weight += replica * stride_w
-    targets += replica * stride_t
-    wide, there = dims < D, rows < M
-    target = tl.load(targets + rows, mask=there, other=ignore_index)
-    labelled = target != ignore_index
-    target = target.to(tl.int32)
-    h = tl.load(
-        hidden + replica * stride_h + rows[:, None] * D + dims[None, :], mask=there[:, None] & wide[None, :], other=0.0
+    replica, rows, there, weight, targets, target, labelled, some, h, label = begin(
+        hidden, weight, targets, M, V, stride_h, stride_w, stride_t, ignore_index, D, ROWS, IDS, WIDTH
     )
-    some = tl.max(labelled.to(tl.int32), 0) > 0
-    label = own_logits(h, weight, targets, first_row, M, V, D, ROWS, IDS, WIDTH, some)
+    ids, dims = tl.arange(0, IDS), tl.arange(0, WIDTH)
+    wide = dims < D
     top = tl.full([ROWS], float("-inf"), tl.float32)  # the largest logit but the target's
     total = tl.zeros([ROWS], tl.float32)  # sum of exp(logit - top), without the target's
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
