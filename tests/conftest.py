@@ -32,6 +32,18 @@ def own_registries(monkeypatch):
 
 
 @pytest.fixture
+def unwritten_is_nan(monkeypatch):
+    """What a kernel leaves unwritten of its outputs, or reads unwritten, is NaN."""
+    empty = torch.Tensor.new_empty
+
+    def new_empty(self, *args, **kwargs):
+        out = empty(self, *args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+
+
+@pytest.fixture
 def memory_of_the_gpu():
     """For tests that take tens of gigabytes: one after another, in whatever process they run."""
     import fcntl  # not on Windows

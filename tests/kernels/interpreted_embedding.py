@@ -5,6 +5,8 @@ import torch
 
 from zoology.kernels.embedding import embedding, triton
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
+
 
 def tokens_of(kind, n, v, rng):
     tokens = torch.randint(v, (n,), generator=rng)
@@ -19,18 +21,6 @@ def scattered(grad, tokens, v):
     """Each id's rows of grad (R, N, D), summed in float64."""
     out = torch.zeros(grad.shape[0], v, grad.shape[2], dtype=torch.float64)
     return out.index_add(1, tokens, grad.double())
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch):
-    """What a kernel leaves unwritten, or reads unwritten, is NaN."""
-    empty = torch.Tensor.new_empty
-
-    def new_empty(self, *args, **kwargs):
-        out = empty(self, *args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "fillers", "one id"])
