@@ -1,4 +1,5 @@
-"""What the ops with a Triton kernel share: which implementation runs, and how vmap becomes their replica axis."""
+"""What the ops with a Triton kernel share: which implementation runs, how vmap becomes their replica axis, and how a
+kernel's registers are limited."""
 
 import importlib.util
 import os
@@ -40,6 +41,12 @@ def choose(implementation: str | None, device: torch.device) -> str:
     if implementation == "triton" and device.type != "cuda" and not INTERPRETED:
         raise ValueError(f"implementation = 'triton': tensors are on {device}, and must be on a CUDA device")
     return implementation
+
+
+def register_limit(registers: int | None) -> dict[str, int]:
+    """Registers of a thread at most, as a Triton kernel's keyword; none where there is no limit, as not every GPU's
+    compiler knows of one."""
+    return {"maxnreg": registers} if registers else {}
 
 
 def fold(x: Tensor, dim: int | None, size: int) -> Tensor:

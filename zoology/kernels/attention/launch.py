@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from zoology.kernels.attention.programs import forward_kernel, kept_kernel, key_kernel, query_kernel, whole_kernel
+from zoology.kernels.replicas import register_limit
 
 LOG2E = 1.4426950408889634
 LONG = 128
@@ -32,8 +33,8 @@ class Blocks(NamedTuple):
     @property
     def words(self) -> dict[str, int]:
         """As a kernel's keywords."""
-        limit = {"maxnreg": self.registers} if self.registers else {}
-        return {"QUERIES": self.queries, "KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages, **limit}
+        blocks = {"QUERIES": self.queries, "KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
+        return blocks | register_limit(self.registers)
 
 
 def forward_blocks(width: int, time: int, dtype: torch.dtype) -> Blocks:

@@ -7,9 +7,9 @@ longer ones have a kernel with a block of queries, for dq, and one with a block 
 same numbers in every run.
 
 Dropout: each query of each head has an odd number of Philox (Salmon et al., SC 2011), whose seed comes from memory, and
-each key a fixed one, its place mixed. A weight is dropped where their product modulo
-2^32 is small: multiplicative hashing, one multiplication where mixing took seven instructions. So the same weights are
-dropped in every kernel, whatever its blocks, and in a CUDA graph the seed is another one in every replay.
+each key a fixed one, its place mixed. A weight is dropped where their product modulo 2^32 is small: multiplicative
+hashing, one multiplication where mixing took seven instructions. So the same weights are dropped in every kernel,
+whatever its blocks, and in a CUDA graph the seed is another one in every replay.
 
 Letters: B batch, T queries, S keys, H heads, d head width (D, padded WIDTH), w window, P seeds, each for B / P rows.
 """

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zoology.kernels.linear_attention import between, inside
 from zoology.kernels.linear_attention.monomials import kept, period, second_factors
+from zoology.kernels.replicas import register_limit
 
 
 class Blocks(NamedTuple):
@@ -169,7 +170,7 @@ class Problem:
             "PRECISION": "tf32" if self.q.dtype == torch.float16 else "ieee",
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
-            **({"maxnreg": blocks.registers} if blocks.registers else {}),
+            **register_limit(blocks.registers),
         }
 
     def of_features(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from zoology.kernels.linear_cross_entropy.programs import (
     near_kernel,
     weight_kernel,
 )
-from zoology.kernels.replicas import fold, fold_shared, unfold
+from zoology.kernels.replicas import fold, fold_shared, register_limit, unfold
 
 MAX_WIDTH = 512
 LOOK = 512
@@ -41,8 +41,8 @@ class Blocks(NamedTuple):
     @property
     def words(self) -> dict[str, int]:
         """As a kernel's keywords."""
-        limit = {"maxnreg": self.registers} if self.registers else {}
-        return {"ROWS": self.rows, "IDS": self.ids, "num_warps": self.warps, "num_stages": self.stages, **limit}
+        blocks = {"ROWS": self.rows, "IDS": self.ids, "num_warps": self.warps, "num_stages": self.stages}
+        return blocks | register_limit(self.registers)
 
 
 def forward_blocks(width: int, dtype: torch.dtype) -> Blocks:

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold, register_limit, unfold
 from zoology.kernels.short_conv.programs import (
     short_conv_gradient_kernel,
     short_conv_kernel,
@@ -65,8 +65,8 @@ def _blocks(width: int, length: int, unroll: int, registers: int | None = None) 
 
 
 def _constants(blocks: Blocks) -> dict[str, int]:
-    limit = {"maxnreg": blocks.registers} if blocks.registers else {}
-    return {"ROWS": blocks.rows, "WIDTH": blocks.width, "UNROLL": blocks.unroll, "num_warps": blocks.warps, **limit}
+    words = {"ROWS": blocks.rows, "WIDTH": blocks.width, "UNROLL": blocks.unroll, "num_warps": blocks.warps}
+    return words | register_limit(blocks.registers)
 
 
 def _segments(time: int, blocks: Blocks) -> tuple[int, int]:
