@@ -94,6 +94,19 @@ def test_ids_that_are_no_answers_get_their_gradients_too(least):
     near(got, exact(hidden, weight, targets, grad)[3])
 
 
+@pytest.mark.parametrize("size", [0.25, 100.0])
+def test_a_loss_that_is_not_judged_is_the_same(size):
+    hidden, weight, targets = inputs(70, 50, 16, scale=size)
+    targets[::3] = -100
+    outputs = []
+    for judge in (True, False):
+        loss, right = linear_cross_entropy(hidden, weight, targets, judge=judge, **IMPLEMENTATION)
+        outputs.append((loss, *torch.autograd.grad(loss.sum(), (hidden, weight))))
+    assert right.shape == (0,)
+    for a, b in zip(*outputs, strict=True):
+        near(b, a)
+
+
 def test_an_ignored_id_may_be_one_of_the_vocabulary():
     hidden, weight, targets = inputs(50, 9, 16)
     loss, right = linear_cross_entropy(hidden, weight, targets, ignore_index=3, **IMPLEMENTATION)
@@ -207,8 +220,8 @@ def test_the_ops_hold_what_torch_asks_of_them(keep):
     hidden, weight, targets = inputs(20, 25, 16)
     args = (hidden.unsqueeze(0).detach().requires_grad_(), weight.unsqueeze(0).detach(), targets.unsqueeze(0))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(triton.forward, (*args, -100, keep), test_utils=checks)
-    loss, _, log_sum, _ = triton.forward(*args, -100, keep)
+    torch.library.opcheck(triton.forward, (*args, -100, keep, keep), test_utils=checks)
+    loss, _, log_sum, _ = triton.forward(*args, -100, keep, True)
     back = (torch.ones_like(loss), *(x.detach() for x in args), log_sum.detach(), -100)
     torch.library.opcheck(triton.weight_gradient, back)
 
@@ -218,7 +231,7 @@ def test_without_what_the_forward_pass_keeps_the_gradients_are_the_same():
     grads = []
     for keep in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        grads.append(torch.autograd.grad(triton.forward(h, w, targets, -100, keep)[0].sum(), (h, w)))
+        grads.append(torch.autograd.grad(triton.forward(h, w, targets, -100, keep, True)[0].sum(), (h, w)))
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
 

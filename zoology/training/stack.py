@@ -151,13 +151,15 @@ class Stack:
         targets: Tensor,
         context_length: int | None,
         dropout: float = 0.0,
+        judge: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Per replica and labelled position: loss and whether the most likely token is right, (R, B N) each."""
+        """Per replica and labelled position: loss and, if asked to `judge`, whether the most likely token is right,
+        (R, B N) each."""
         hidden = self.features(leaves, tokens, positions, context_length, dropout).flatten(1, 2)
         if self.compute is not None:
             hidden = hidden.to(self.compute)
         weight = next(leaf for entry, leaf in zip(self.entries, leaves, strict=True) if entry.name == EMBEDDING)
-        return linear_cross_entropy(hidden, weight, targets.flatten(), ignore_index=IGNORE)
+        return linear_cross_entropy(hidden, weight, targets.flatten(), ignore_index=IGNORE, judge=judge)
 
     def mean_loss(
         self,
@@ -169,7 +171,7 @@ class Stack:
         dropout: float = 0.0,
     ) -> Tensor:
         """The mean cross-entropy over the labels of a batch, (R,); 0 where it has none."""
-        loss, _ = self.losses(leaves, tokens, positions, targets, context_length, dropout)
+        loss, _ = self.losses(leaves, tokens, positions, targets, context_length, dropout, judge=False)
         return loss.sum(1) / (targets != IGNORE).sum().clamp_min(1)
 
     def stacked(self, flat: Tensor) -> dict[str, Tensor]:

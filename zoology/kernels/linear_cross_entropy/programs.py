@@ -30,6 +30,16 @@ def either(a, b):
 
 
 @triton.jit
+def weights_at(at, column, dims, V, D: tl.constexpr, WHOLE: tl.constexpr):
+    """The weights of some ids, (IDS, WIDTH), from their addresses; a mask costs as much as the address does."""
+    if WHOLE:
+        w = tl.load(at, mask=(dims < D)[None, :], other=0.0)
+    else:
+        w = tl.load(at, mask=(column < V)[:, None] & (dims < D)[None, :], other=0.0)
+    return w
+
+
+@triton.jit
 def own_logits(
     h, weight, targets, first_row, M, V,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, SOME,
@@ -79,7 +89,7 @@ def begin(
 @triton.jit
 def finish(
     top, base, total, acc, label, target, labelled, lower, weight, loss, right, log_sum, pull, at, there, V,
-    D: tl.constexpr, WIDTH: tl.constexpr, PULL: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, PULL: tl.constexpr, RIGHT: tl.constexpr,
 ):  # fmt: skip
     """Write what is asked of some rows: from the largest of the other logits, the sums of exp(logit - base) of the
     others and of its products with their weights, and whether a lower id has the target's logit."""
@@ -91,7 +101,8 @@ def finish(
     log_mass = tl.log2(mass)
     cost = log_mass * LN2 + (peak - label)
     tl.store(loss + at, tl.where(valid, cost, tl.where(labelled, float("nan"), 0.0)), mask=there)
-    tl.store(right + at, valid & ((label > top) | ((label == top) & (lower == 0))), mask=there)
+    if RIGHT:
+        tl.store(right + at, valid & ((label > top) | ((label == top) & (lower == 0))), mask=there)
     tl.store(log_sum + at, tl.where(labelled, peak * LOG2E + log_mass, float("inf")), mask=there)
     if PULL:
         wide = (dims < D)[None, :]
@@ -106,7 +117,7 @@ def finish(
 def near_kernel(
     hidden, weight, targets, loss, right, log_sum, pull, again, M, V, stride_h, stride_w, stride_t, ignore_index,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    PULL: tl.constexpr,
+    PULL: tl.constexpr, RIGHT: tl.constexpr,
 ):  # fmt: skip
     """Where no logit is far above the target's and none equal to it. `again` says of each block whether it was not so;
     what is written for it is of no use then."""
@@ -128,7 +139,7 @@ def near_kernel(
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in range(0, tl.where(some, V, 0), IDS):
         column = first + ids
-        w = tl.load(weight + column[:, None] * D + dims[None, :], mask=(column < V)[:, None] & wide[None, :], other=0.0)
+        w = weights_at(weight + column[:, None] * D + dims[None, :], column, dims, V, D, WHOLE)
         scores = tl.dot(h, tl.trans(w), input_precision="ieee")
         if not WHOLE:
             scores = tl.where((column < V)[None, :], scores, float("-inf"))
@@ -137,19 +148,24 @@ def near_kernel(
             scores = tl.where(ids[None, :] == (target - first)[:, None], float("-inf"), scores)
         p = tl.exp2(scores * LOG2E - (label * LOG2E)[:, None])
         total += tl.sum(p, 1)
-        top = tl.maximum(top, tl.max(scores, 1))
+        if RIGHT:
+            top = tl.maximum(top, tl.max(scores, 1))
         if PULL:
             acc = tl.dot(p.to(w.dtype), w, acc, input_precision="ieee")
     # Read again, for the loop to have its registers.
     target = tl.load(targets + rows, mask=there, other=ignore_index, volatile=True)
     labelled = target != ignore_index
     target = target.to(tl.int32)
-    far = labelled & (~(total < FAR) | (top == label))
+    far = labelled & ~(total < FAR)
+    if RIGHT:
+        far |= labelled & (top == label)
+    else:
+        top = label
     tl.store(again + tl.program_id(0), tl.max(far.to(tl.int32), 0).to(tl.int8))
     at = replica * M + rows
     finish(
         top, label, total, acc, label, target, labelled, 0, weight, loss, right, log_sum, pull, at, there, V,
-        D, WIDTH, PULL,
+        D, WIDTH, PULL, RIGHT,
     )  # fmt: skip
 
 
@@ -157,7 +173,7 @@ def near_kernel(
 def any_kernel(
     hidden, weight, targets, loss, right, log_sum, pull, again, M, V, stride_h, stride_w, stride_t, ignore_index,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    PULL: tl.constexpr, ALL: tl.constexpr,
+    PULL: tl.constexpr, RIGHT: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
     """Whatever the logits are, by an online softmax; the blocks marked in `again`, or ALL."""
     if not ALL:  # noqa: SIM102 (Triton decides this when it compiles, the next in every program)
@@ -174,7 +190,7 @@ def any_kernel(
     lower = tl.zeros([ROWS], tl.int32)  # whether a lower id has the target's logit: a tie is right only if none has
     for first in range(0, tl.where(some, V, 0), IDS):
         column = first + ids
-        w = tl.load(weight + column[:, None] * D + dims[None, :], mask=(column < V)[:, None] & wide[None, :], other=0.0)
+        w = weights_at(weight + column[:, None] * D + dims[None, :], column, dims, V, D, WHOLE)
         scores = tl.dot(h, tl.trans(w), input_precision="ieee")
         if not WHOLE:
             scores = tl.where((column < V)[None, :], scores, float("-inf"))
@@ -191,17 +207,18 @@ def any_kernel(
     at = replica * M + rows
     finish(
         top, top, total, acc, label, target, labelled, lower, weight, loss, right, log_sum, pull, at, there, V,
-        D, WIDTH, PULL,
+        D, WIDTH, PULL, RIGHT,
     )  # fmt: skip
 
 
 @triton.jit
 def pulls(
     bounds, grad, hidden, w, targets, length, begin_id,
-    D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr, ALL: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
+    TIMES: tl.constexpr, LESS: tl.constexpr,
 ):  # fmt: skip
-    """(IDS, WIDTH): the gradient of some ids' weights by `length` rows, exp2(logits - bounds) times hidden. ALL: times
-    `grad` too, and less `grad` times hidden where the id is the target."""
+    """(IDS, WIDTH): the gradient of some ids' weights by `length` rows, exp2(logits - bounds) times hidden. TIMES: times
+    `grad` too. LESS: less `grad` times hidden where the id is the target."""
     ids, rows, dims = tl.arange(0, IDS), tl.arange(0, ROWS), tl.arange(0, WIDTH)
     h_at = hidden + rows[:, None] * D + dims[None, :]
     wide = (dims < D)[None, :]
@@ -216,15 +233,17 @@ def pulls(
             bound = tl.load(bounds + first + rows, mask=there, other=float("inf"))
         scores = tl.dot(w, tl.trans(h), input_precision="ieee")
         p = tl.exp2(scores * LOG2E - bound[None, :])
-        if ALL:
+        if TIMES or LESS:
             if EVEN:
                 g, target = tl.load(grad + first + rows), tl.load(targets + first + rows)
             else:
                 g = tl.load(grad + first + rows, mask=there, other=0.0)
                 target = tl.load(targets + first + rows, mask=there, other=-1)
+            if TIMES:
+                p = p * g[None, :]
             # 1 at the target, else 0, by what has no need of predicates, which are few.
             ago = ids.to(tl.float32)[:, None] - (target - begin_id).to(tl.float32)[None, :]
-            p = p * g[None, :] - tl.maximum(1.0 - tl.abs(ago), 0.0) * g[None, :]
+            p = p - tl.maximum(1.0 - tl.abs(ago), 0.0) * g[None, :]
         acc = tl.dot(p.to(h.dtype), h, acc, input_precision="ieee")
         h_at += ROWS * D
     return acc
@@ -234,7 +253,7 @@ def pulls(
 def weight_kernel(
     grad, hidden, weight, targets, log_sum, shifted, out, R, M, V, stride_h, stride_w, stride_t, piece,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
-    LOOK: tl.constexpr,
+    EXACT: tl.constexpr, LOOK: tl.constexpr,
 ):  # fmt: skip
     """`grad` is 0 where there is no label."""
     blocks = tl.cdiv(V, IDS)
@@ -251,20 +270,31 @@ def weight_kernel(
     targets += replica * stride_t + begin
     at_row = replica * M + begin
     length = tl.minimum(M - begin, piece).to(tl.int32)
-    # In many tasks whole blocks of ids are no answers. Where none of a program's ids is a target, and no gradient is
-    # negative, as a mean's is not, both are left out of its loop: the gradients are in `shifted`.
-    other = tl.zeros([LOOK], tl.int32)
+    # In many tasks whole blocks of ids are no answers: nothing is taken off where none of a program's ids is a target.
+    # Where no gradient is negative, as a mean's is not, its logarithm is in `shifted`, and nothing is multiplied: with
+    # large logits that costs digits, which 16 bits do not have.
+    own, below = tl.zeros([LOOK], tl.int32), tl.zeros([LOOK], tl.int32)
     for first in range(0, length, LOOK):
         row = first + tl.arange(0, LOOK)
         target = tl.load(targets + row, mask=row < length, other=-1)
         g = tl.load(grad + at_row + row, mask=row < length, other=0.0)
-        other |= (((target >= begin_id) & (target < begin_id + IDS)) | ~(g >= 0.0)).to(tl.int32)
-    if tl.max(other, 0) > 0:
+        own |= ((target >= begin_id) & (target < begin_id + IDS)).to(tl.int32)
+        below |= (~(g >= 0.0)).to(tl.int32)
+    if EXACT:
+        below += 1
+    if tl.max(below, 0) > 0:
         acc = pulls(
-            log_sum + at_row, grad + at_row, hidden, w, targets, length, begin_id, D, ROWS, IDS, WIDTH, EVEN, True
-        )
+            log_sum + at_row, grad + at_row, hidden, w, targets, length, begin_id,
+            D, ROWS, IDS, WIDTH, EVEN, True, True,
+        )  # fmt: skip
+    elif tl.max(own, 0) > 0:
+        acc = pulls(
+            shifted + at_row, grad + at_row, hidden, w, targets, length, begin_id,
+            D, ROWS, IDS, WIDTH, EVEN, False, True,
+        )  # fmt: skip
     else:
         acc = pulls(
-            shifted + at_row, grad + at_row, hidden, w, targets, length, begin_id, D, ROWS, IDS, WIDTH, EVEN, False
-        )
+            shifted + at_row, grad + at_row, hidden, w, targets, length, begin_id,
+            D, ROWS, IDS, WIDTH, EVEN, False, False,
+        )  # fmt: skip
     tl.store(out + (part * R + replica) * V * D + at, acc, mask=inside)

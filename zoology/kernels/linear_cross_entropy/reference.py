@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, judge: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The same function as `zoology.kernels.linear_cross_entropy`, for hidden (M, D) or (R, M, D).
 
@@ -18,5 +18,7 @@ def linear_cross_entropy(
     loss = F.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="none"
     ).view_as(targets)
+    if not judge:
+        return loss, targets.new_empty(*loss.shape[:-1], 0, dtype=torch.bool)
     right = (logits.argmax(-1) == targets) & (targets != ignore_index) & ~loss.isnan()
     return loss, right

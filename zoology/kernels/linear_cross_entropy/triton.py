@@ -79,12 +79,18 @@ def _stride(x: Tensor) -> int:
 
 
 def launch_forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool, blocks: Blocks | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    keep: bool,
+    blocks: Blocks | None = None,
+    judge: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The forward kernel, with `blocks` from the table or given; see `forward`."""
     replicas, count, d = hidden.shape
     loss, log_sum = (hidden.new_empty(replicas, count, dtype=torch.float32) for _ in range(2))
-    right = hidden.new_empty(replicas, count, dtype=torch.bool)
+    right = hidden.new_empty(replicas, count if judge else 0, dtype=torch.bool)
     pull = hidden.new_empty(replicas, count if keep else 0, d)
     if loss.numel():
         hidden, weight, targets = _rows(hidden), _rows(weight.to(hidden.dtype)), _rows(targets)
@@ -96,7 +102,7 @@ def launch_forward(
             hidden, weight, targets, loss, right, log_sum, pull, again, count, v,
             _stride(hidden), _stride(weight), _stride(targets), ignore_index,
         )  # fmt: skip
-        words = {"D": d, "WIDTH": width, "WHOLE": v % b.ids == 0, "PULL": keep}
+        words = {"D": d, "WIDTH": width, "WHOLE": v % b.ids == 0, "PULL": keep, "RIGHT": judge}
         every = hidden.dtype == torch.float16
         if not every:
             near_kernel[grid](*args, **words, **b.words)
@@ -139,7 +145,7 @@ def launch_backward(
     weight_kernel[(parts * replicas * triton.cdiv(v, b.ids),)](
         grad, hidden, cast, targets, log_sum, log_sum - grad.log2(), out, replicas, count, v,
         _stride(hidden), _stride(cast), _stride(targets), piece,
-        D=d, WIDTH=width, EVEN=count % b.rows == 0, LOOK=LOOK, **b.words,
+        D=d, WIDTH=width, EVEN=count % b.rows == 0, EXACT=hidden.dtype == torch.float32, LOOK=LOOK, **b.words,
     )  # fmt: skip
     total = out[0]
     for part in out[1:]:  # in place, as a sum of its own would be the most memory of all
@@ -190,23 +196,25 @@ def _check(hidden: Tensor) -> None:
 
 @torch.library.custom_op("zoology::linear_cross_entropy", mutates_args=())
 def forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool, judge: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden (R, M, D), weight (R, V, D), targets (R, M) or (1, M).
 
     Returns:
-        loss (R, M) float32; right (R, M) bool; log2 of the sum of exp(logits), (R, M) float32, infinite where ignored;
-        and pull (R, M, D), the loss's gradient by hidden, or (R, 0, D) unless `keep`.
+        loss (R, M) float32; right (R, M) bool, or (R, 0) unless `judge`; log2 of the sum of exp(logits), (R, M)
+        float32, infinite where ignored; and pull (R, M, D), the loss's gradient by hidden, or (R, 0, D) unless `keep`.
     """
     _check(hidden)
-    return launch_forward(hidden, weight, targets, ignore_index, keep)
+    return launch_forward(hidden, weight, targets, ignore_index, keep, judge=judge)
 
 
 @forward.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool) -> tuple[Tensor, ...]:
+def _(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool, judge: bool
+) -> tuple[Tensor, ...]:
     replicas, count, d = hidden.shape
     loss, log_sum = (hidden.new_empty(replicas, count, dtype=torch.float32) for _ in range(2))
-    right = hidden.new_empty(replicas, count, dtype=torch.bool)
+    right = hidden.new_empty(replicas, count if judge else 0, dtype=torch.bool)
     return loss, right, log_sum, hidden.new_empty(replicas, count if keep else 0, d)
 
 
@@ -225,7 +233,7 @@ def _(grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Te
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, ctx.ignore_index, ctx.keep = inputs
+    hidden, weight, targets, ctx.ignore_index, ctx.keep, ctx.judge = inputs
     ctx.save_for_backward(hidden, weight, targets, output[2], output[3])
     ctx.set_materialize_grads(False)
 
@@ -237,11 +245,11 @@ def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Te
     by_hidden = by_weight = None
     if grad is not None and ctx.needs_input_grad[0]:
         if not ctx.keep:
-            pull = forward(hidden, weight, targets, ctx.ignore_index, True)[3]
+            pull = forward(hidden, weight, targets, ctx.ignore_index, True, ctx.judge)[3]
         by_hidden = (grad.unsqueeze(-1) * pull).to(hidden.dtype)
     if grad is not None and ctx.needs_input_grad[1]:
         by_weight = weight_gradient(grad, hidden, weight, targets, log_sum, ctx.ignore_index)
-    return by_hidden, by_weight, None, None, None
+    return by_hidden, by_weight, None, None, None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup)
@@ -249,12 +257,19 @@ forward.register_autograd(_backward, setup_context=_setup)
 
 @forward.register_vmap
 def _(
-    info: Any, in_dims: tuple[Any, ...], hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool
+    info: Any,
+    in_dims: tuple[Any, ...],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    keep: bool,
+    judge: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
     hidden, weight = fold(hidden, in_dims[0], size), fold(weight, in_dims[1], size)
     targets = fold_shared(targets, in_dims[2], size, hidden.shape[0] // size)
-    return tuple(unfold(x, size) for x in forward(hidden, weight, targets, ignore_index, keep)), (0, 0, 0, 0)
+    return tuple(unfold(x, size) for x in forward(hidden, weight, targets, ignore_index, keep, judge)), (0, 0, 0, 0)
 
 
 @weight_gradient.register_vmap
