@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -20,6 +19,7 @@ from zoology.kernels.linear import linear
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.model import LanguageModel
 from zoology.tasks.base import IGNORE
+from zoology.training.dropout import column_numbers, row_dropout
 
 EMBEDDING = "embedding.weight"
 
@@ -95,6 +95,8 @@ class Stack:
         }
         self._all_constant = self.constant
         self._features = _Features(self.template)
+        width = next((entry.shape[1] for entry in self.entries if entry.name == EMBEDDING), 0)
+        self._columns = column_numbers(width, self.flat.device)
 
     def leaves_of(self, flat: Tensor) -> list[Tensor]:
         """Tensors that share the memory of a flat buffer, one for each trainable parameter, to differentiate by."""
@@ -132,7 +134,8 @@ class Stack:
             x = vmap(partial(embedding, dtype=self.compute), in_dims=(0, None))(table, tokens)
         device = x.device.type
         with torch.autocast(device, self.compute, enabled=self.compute is not None, cache_enabled=False):
-            x = F.dropout(x, dropout, training=dropout > 0)
+            if dropout:
+                x = row_dropout(x, dropout, self._columns)
 
             def run(weights: dict[str, Tensor], constant: dict[str, Tensor], x: Tensor) -> Tensor:
                 return functional_call(self._features, (weights, constant), (x, positions, context_length))

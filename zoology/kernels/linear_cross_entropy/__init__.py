@@ -37,8 +37,8 @@ def linear_cross_entropy(
         implementation: "triton", "reference", or None for the device's.
 
     Returns:
-        loss (M,) or (R, M), float32, or float64 where `hidden` is; right, of its shape, bool, or empty unless `judge`. Among equal logits the
-        lowest id is the likeliest. A row with NaN is not right.
+        loss (M,) or (R, M), float32, or float64 where `hidden` is; right, of its shape, bool, or empty unless `judge`.
+        Among equal logits the lowest id is the likeliest. A row with NaN is not right.
 
     Gradients flow to `hidden` and `weight`, each in its own dtype, for any gradient of the loss. In Triton they are
     taken once, not twice, and from outside of `torch.vmap`, not inside. A target outside its range raises IndexError on

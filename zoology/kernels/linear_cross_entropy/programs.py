@@ -217,8 +217,8 @@ def pulls(
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
     TIMES: tl.constexpr, LESS: tl.constexpr,
 ):  # fmt: skip
-    """(IDS, WIDTH): the gradient of some ids' weights by `length` rows, exp2(logits - bounds) times hidden. TIMES: times
-    `grad` too. LESS: less `grad` times hidden where the id is the target."""
+    """(IDS, WIDTH): the gradient of some ids' weights by `length` rows, exp2(logits - bounds) times hidden; where
+    TIMES, times `grad` too; where LESS, less `grad` times hidden where the id is the target."""
     ids, rows, dims = tl.arange(0, IDS), tl.arange(0, ROWS), tl.arange(0, WIDTH)
     h_at = hidden + rows[:, None] * D + dims[None, :]
     wide = (dims < D)[None, :]
