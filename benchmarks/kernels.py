@@ -263,7 +263,9 @@ def tune() -> None:
         if kind == "forward":
             run = functools.partial(head_triton.launch_forward, h, w, t, -100, True, blocks)
         else:
-            run = functools.partial(head_triton.launch_backward, torch.ones_like(loss), h, w, t, log_sum, -100, blocks)
+            run = functools.partial(
+                head_triton.launch_backward, torch.ones_like(loss), h, w, t, loss, log_sum, -100, blocks
+            )
         print(f"D{d} {kind:<8} {tuple(blocks)} {milliseconds(run, 7):.3f} ms", flush=True)
 
     jobs = []

@@ -66,6 +66,18 @@ def test_a_sure_model_keeps_the_digits_of_its_gradient():
     near(got, exact(hidden, weight, targets, torch.ones(16))[2])
 
 
+def test_a_sure_model_keeps_the_digits_of_its_weights_gradient_too():
+    """In 16 bits, where p of the target, 1 - 1e-3, has three of them left below 1."""
+    weight = torch.eye(16).half().requires_grad_()
+    targets = torch.arange(16)
+    hidden = (9.5 * torch.eye(16)).half()
+    loss, _ = linear_cross_entropy(hidden, weight, targets, **IMPLEMENTATION)
+    (got,) = torch.autograd.grad(loss.sum(), weight)
+    h, w = hidden.double(), weight.detach().double().requires_grad_()
+    want = linear_cross_entropy(h, w, targets, implementation="reference")[0]
+    near(got, torch.autograd.grad(want.sum(), w)[0], 2e-3)
+
+
 @pytest.mark.parametrize("size", [1.0, 40.0, 400.0])
 def test_logits_far_above_the_targets_overflow_nothing(size):
     """Sums begin from the target's logit: where others are more than float32 above it, they begin anew."""
@@ -222,7 +234,7 @@ def test_the_ops_hold_what_torch_asks_of_them(keep):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(triton.forward, (*args, -100, keep, keep), test_utils=checks)
     loss, _, log_sum, _ = triton.forward(*args, -100, keep, True)
-    back = (torch.ones_like(loss), *(x.detach() for x in args), log_sum.detach(), -100)
+    back = (torch.ones_like(loss), *(x.detach() for x in args), loss.detach(), log_sum.detach(), -100)
     torch.library.opcheck(triton.weight_gradient, back)
 
 

@@ -35,9 +35,11 @@ def _rows_kernel(weight, tokens, out, N, weight_r, each, D: tl.constexpr, ROWS: 
 
 @triton.jit
 def _windows_kernel(
-    grad, order, ids, sums, N, stride_order, D: tl.constexpr, WINDOW: tl.constexpr, WIDTH: tl.constexpr
-):
-    """sums[r, w] = the sum of window w, if it holds a single id; else nothing is written."""
+    grad, scale, order, ids, sums, N, stride_order,
+    D: tl.constexpr, WINDOW: tl.constexpr, WIDTH: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """sums[r, w] = the sum of window w, if it holds a single id; else nothing is written. SCALED: of rows `scale` times
+    as large."""
     windows = N // WINDOW
     window, replica = tl.program_id(0), tl.program_id(1).to(tl.int64)
     at = window * WINDOW + tl.arange(0, WINDOW)
@@ -46,14 +48,18 @@ def _windows_kernel(
     if tl.load(ids) == tl.load(ids + WINDOW - 1):
         row = tl.load(order + replica * stride_order + at)
         values = tl.load(grad + replica * N * D + row[:, None] * D + dims[None, :], mask=(dims < D)[None, :], other=0.0)
-        total = tl.sum(values.to(tl.float32), 0)
+        values = values.to(tl.float32)
+        if SCALED:
+            values *= tl.load(scale + replica * N + row)[:, None]
+        total = tl.sum(values, 0)
         tl.store(sums + (replica * windows + window) * D + dims, total, mask=dims < D)
 
 
 @triton.jit
 def _segments_kernel(
-    grad, order, starts, sums, out, N, V, stride_order, stride_starts,
+    grad, scale, order, starts, sums, out, N, V, stride_order, stride_starts,
     D: tl.constexpr, WINDOW: tl.constexpr, IDS: tl.constexpr, TOGETHER: tl.constexpr, WIDTH: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
     """out[r, v] = the rows before the segment's first whole window, the whole windows, the rows after them."""
     replica = tl.program_id(1).to(tl.int64)
@@ -82,8 +88,10 @@ def _segments_kernel(
             grad + replica * N * D + row[:, :, None] * D + dims[None, None, :],
             mask=inside[:, :, None] & wide[None, None, :],
             other=0.0,
-        )
-        acc += tl.sum(values.to(tl.float32), 1)
+        ).to(tl.float32)
+        if SCALED:
+            values *= tl.load(scale + replica * N + row, mask=inside, other=0.0)[:, :, None]
+        acc += tl.sum(values, 1)
     sums += replica * (N // WINDOW) * D
     for k in range(0, tl.max(count, 0), TOGETHER):
         step = k + ahead[None, :]
@@ -102,8 +110,9 @@ def window(n: int) -> int:
     return min(512, max(32, triton.next_power_of_2(int(n**0.5))))
 
 
-def launch(grad: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
-    """Both kernels: grad (R, N, D), tokens (R, N) or (1, N) -> (R, V, D) float32."""
+def launch(grad: Tensor, tokens: Tensor, vocab_size: int, scale: Tensor | None = None) -> Tensor:
+    """Both kernels: grad (R, N, D), of rows `scale` (R, N) times as large, tokens (R, N) or (1, N) -> (R, V, D)
+    float32. Tokens outside of 0 .. V - 1 are left out."""
     replicas, n, d = grad.shape
     if not grad.numel():
         return grad.new_zeros(replicas, vocab_size, d, dtype=torch.float32)
@@ -115,18 +124,19 @@ def launch(grad: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     bounds = torch.arange(vocab_size + 1, device=grad.device, dtype=narrow).expand(ids.shape[0], -1)
     starts = torch.searchsorted(ids, bounds.contiguous(), out_int32=True)
     grad = grad.contiguous()
+    factors, scaled = (grad, False) if scale is None else (scale.contiguous(), True)
     size, width = window(n), min(128, max(16, triton.next_power_of_2(d)))
     out = grad.new_empty(replicas, vocab_size, d, dtype=torch.float32)
     sums = grad.new_empty(replicas, n // size, d, dtype=torch.float32)
     each = n if ids.shape[0] > 1 else 0
     if n >= size:
         _windows_kernel[(n // size, replicas, triton.cdiv(d, width))](
-            grad, order, ids, sums, n, each, D=d, WINDOW=size, WIDTH=width, num_warps=4
+            grad, factors, order, ids, sums, n, each, D=d, WINDOW=size, WIDTH=width, SCALED=scaled, num_warps=4
         )
     together = 1024 // width
     _segments_kernel[(triton.cdiv(vocab_size, together), replicas, triton.cdiv(d, width))](
-        grad, order, starts, sums, out, n, vocab_size, each, vocab_size + 1 if each else 0,
-        D=d, WINDOW=size, IDS=together, TOGETHER=TOGETHER, WIDTH=width, num_warps=4,
+        grad, factors, order, starts, sums, out, n, vocab_size, each, vocab_size + 1 if each else 0,
+        D=d, WINDOW=size, IDS=together, TOGETHER=TOGETHER, WIDTH=width, SCALED=scaled, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -10,7 +10,9 @@ a second kernel goes over the block of rows again, with the softmax online and a
 code would lose the registers that rare code takes. In float16, whose numbers end early, it does all blocks.
 
 The gradient of `weight` has programs of (block of the vocabulary, piece of the rows), each of which goes over its rows
-in order; pieces are added in float32 in a second pass. No atomics: the same numbers in every run.
+in order; pieces are added in float32 in a second pass. No atomics: the same numbers in every run. What a row's target
+gives is summed apart, id by id as an embedding's gradient is: no program looks for targets, and what rounding to 16
+bits takes from p_t near 1 is given back there.
 
 Letters: R replicas, M rows, V vocabulary, D width.
 """
@@ -213,13 +215,12 @@ def any_kernel(
 
 @triton.jit
 def pulls(
-    bounds, grad, hidden, w, targets, length, begin_id,
+    bounds, grad, hidden, w, length,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
-    TIMES: tl.constexpr, LESS: tl.constexpr,
+    TIMES: tl.constexpr,
 ):  # fmt: skip
-    """(IDS, WIDTH): the gradient of some ids' weights by `length` rows, exp2(logits - bounds) times hidden; where
-    TIMES, times `grad` too; where LESS, less `grad` times hidden where the id is the target."""
-    ids, rows, dims = tl.arange(0, IDS), tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    """(IDS, WIDTH): exp2(logits - bounds) of some ids by `length` rows times hidden; where TIMES, times `grad` too."""
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     h_at = hidden + rows[:, None] * D + dims[None, :]
     wide = (dims < D)[None, :]
     acc = tl.zeros([IDS, WIDTH], tl.float32)
@@ -233,17 +234,8 @@ def pulls(
             bound = tl.load(bounds + first + rows, mask=there, other=float("inf"))
         scores = tl.dot(w, tl.trans(h), input_precision="ieee")
         p = tl.exp2(scores * LOG2E - bound[None, :])
-        if TIMES or LESS:
-            if EVEN:
-                g, target = tl.load(grad + first + rows), tl.load(targets + first + rows)
-            else:
-                g = tl.load(grad + first + rows, mask=there, other=0.0)
-                target = tl.load(targets + first + rows, mask=there, other=-1)
-            if TIMES:
-                p = p * g[None, :]
-            # 1 at the target, else 0, by what has no need of predicates, which are few.
-            ago = ids.to(tl.float32)[:, None] - (target - begin_id).to(tl.float32)[None, :]
-            p = p - tl.maximum(1.0 - tl.abs(ago), 0.0) * g[None, :]
+        if TIMES:
+            p *= tl.load(grad + first + rows, mask=there, other=0.0)[None, :]
         acc = tl.dot(p.to(h.dtype), h, acc, input_precision="ieee")
         h_at += ROWS * D
     return acc
@@ -251,50 +243,29 @@ def pulls(
 
 @triton.jit(do_not_specialize=["R", "M", "V", "piece"])
 def weight_kernel(
-    grad, hidden, weight, targets, log_sum, shifted, out, R, M, V, stride_h, stride_w, stride_t, piece,
+    grad, signed, hidden, weight, log_sum, shifted, own, out, R, M, V, stride_h, stride_w, piece,
     D: tl.constexpr, ROWS: tl.constexpr, IDS: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr,
-    EXACT: tl.constexpr, LOOK: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """`grad` is 0 where there is no label."""
+    """`grad` is 0 where there is no label. `own` (R, V, D) float32 is taken off: what the targets' rows give."""
     blocks = tl.cdiv(V, IDS)
-    begin_id = tl.program_id(0) % blocks * IDS
     replica = (tl.program_id(0) // blocks % R).to(tl.int64)
     part = (tl.program_id(0) // blocks // R).to(tl.int64)
-    dims, column = tl.arange(0, WIDTH), begin_id + tl.arange(0, IDS)
+    dims, column = tl.arange(0, WIDTH), tl.program_id(0) % blocks * IDS + tl.arange(0, IDS)
     at = column[:, None] * D + dims[None, :]
     inside = (column < V)[:, None] & (dims < D)[None, :]
     begin = part * piece
     w = tl.load(weight + replica * stride_w + at, mask=inside, other=0.0)
     # From a base of 64 bits: M D may be beyond 32.
     hidden += replica * stride_h + begin * D
-    targets += replica * stride_t + begin
     at_row = replica * M + begin
     length = tl.minimum(M - begin, piece).to(tl.int32)
-    # In many tasks whole blocks of ids are no answers: nothing is taken off where none of a program's ids is a target.
-    # Where no gradient is negative, as a mean's is not, its logarithm is in `shifted`, and nothing is multiplied: with
-    # large logits that costs digits, which 16 bits do not have.
-    own, below = tl.zeros([LOOK], tl.int32), tl.zeros([LOOK], tl.int32)
-    for first in range(0, length, LOOK):
-        row = first + tl.arange(0, LOOK)
-        target = tl.load(targets + row, mask=row < length, other=-1)
-        g = tl.load(grad + at_row + row, mask=row < length, other=0.0)
-        own |= ((target >= begin_id) & (target < begin_id + IDS)).to(tl.int32)
-        below |= (~(g >= 0.0)).to(tl.int32)
-    if EXACT:
-        below += 1
-    if tl.max(below, 0) > 0:
-        acc = pulls(
-            log_sum + at_row, grad + at_row, hidden, w, targets, length, begin_id,
-            D, ROWS, IDS, WIDTH, EVEN, True, True,
-        )  # fmt: skip
-    elif tl.max(own, 0) > 0:
-        acc = pulls(
-            shifted + at_row, grad + at_row, hidden, w, targets, length, begin_id,
-            D, ROWS, IDS, WIDTH, EVEN, False, True,
-        )  # fmt: skip
+    if EXACT or tl.load(signed) > 0:
+        acc = pulls(log_sum + at_row, grad + at_row, hidden, w, length, D, ROWS, IDS, WIDTH, EVEN, True)
     else:
-        acc = pulls(
-            shifted + at_row, grad + at_row, hidden, w, targets, length, begin_id,
-            D, ROWS, IDS, WIDTH, EVEN, False, False,
-        )  # fmt: skip
+        # No gradient is negative, as a mean's is not: its logarithm is in `shifted`, and nothing is multiplied. With
+        # large logits that costs digits, which 16 bits do not have.
+        acc = pulls(shifted + at_row, grad + at_row, hidden, w, length, D, ROWS, IDS, WIDTH, EVEN, False)
+    if part == 0:
+        acc -= tl.load(own + replica * V * D + at, mask=inside, other=0.0)
     tl.store(out + (part * R + replica) * V * D + at, acc, mask=inside)

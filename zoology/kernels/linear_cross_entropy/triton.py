@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from zoology.kernels import hopper
+from zoology.kernels.embedding import triton as embedding
 from zoology.kernels.linear_cross_entropy.programs import (
     any_kernel,
     near_kernel,
@@ -24,8 +25,6 @@ from zoology.kernels.linear_cross_entropy.programs import (
 from zoology.kernels.replicas import fold, fold_shared, register_limit, unfold
 
 MAX_WIDTH = 512
-LOOK = 512
-"""Rows at a time that a program of weight's gradient looks through for its ids."""
 
 
 class Blocks(NamedTuple):
@@ -121,6 +120,7 @@ def launch_backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    loss: Tensor,
     log_sum: Tensor,
     ignore_index: int,
     blocks: Blocks | None = None,
@@ -141,11 +141,13 @@ def launch_backward(
     hidden, cast = _rows(hidden), _rows(weight.to(hidden.dtype))
     grad = grad.to(torch.float32).masked_fill(targets == ignore_index, 0.0).contiguous()
     log_sum = log_sum.contiguous()
-    targets = _rows(targets.to(torch.int32))  # which are read once for each block of the vocabulary
+    # A row's target gives (p - 1) grad, and the kernel p grad, rounded: this is the difference.
+    rounded = ((-loss).exp() * grad).to(hidden.dtype).float()
+    own = embedding.launch(hidden, targets, v, rounded - (-loss).expm1() * grad)
     weight_kernel[(parts * replicas * triton.cdiv(v, b.ids),)](
-        grad, hidden, cast, targets, log_sum, log_sum - grad.log2(), out, replicas, count, v,
-        _stride(hidden), _stride(cast), _stride(targets), piece,
-        D=d, WIDTH=width, EVEN=count % b.rows == 0, EXACT=hidden.dtype == torch.float32, LOOK=LOOK, **b.words,
+        grad, ~(grad >= 0).all(), hidden, cast, log_sum, log_sum - grad.log2(), own, out, replicas, count, v,
+        _stride(hidden), _stride(cast), piece,
+        D=d, WIDTH=width, EVEN=count % b.rows == 0, EXACT=hidden.dtype == torch.float32, **b.words,
     )  # fmt: skip
     total = out[0]
     for part in out[1:]:  # in place, as a sum of its own would be the most memory of all
@@ -175,7 +177,7 @@ def _errors(d: int, dtype: torch.dtype, device: torch.device) -> dict[str, float
     w = (ramp[: 2 * v * d] * 2.3 + 1).cos().mul(2 * d**-0.5).view(2, v, d).to(dtype)
     targets = (torch.arange(count, device=device) * 37 % v).unsqueeze(0)
     loss, _, log_sum, pull = launch_forward(h, w, targets, -100, True)
-    weight_grad = launch_backward(torch.ones_like(loss), h, w, targets, log_sum, -100)
+    weight_grad = launch_backward(torch.ones_like(loss), h, w, targets, loss, log_sum, -100)
     logits = h.double() @ w.double().mT
     own = targets.unsqueeze(-1).expand(2, -1, -1)
     exact = logits.logsumexp(-1) - logits.gather(-1, own).squeeze(-1)
@@ -220,35 +222,35 @@ def _(
 
 @torch.library.custom_op("zoology::linear_cross_entropy_weight_gradient", mutates_args=())
 def weight_gradient(
-    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor, ignore_index: int
+    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, loss: Tensor, log_sum: Tensor, ignore_index: int
 ) -> Tensor:
     """The gradient of `weight`, (R, V, D) in its dtype, for the gradient (R, M) of the loss."""
     _check(hidden)
-    return launch_backward(grad, hidden, weight, targets, log_sum, ignore_index)
+    return launch_backward(grad, hidden, weight, targets, loss, log_sum, ignore_index)
 
 
 @weight_gradient.register_fake
-def _(grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, log_sum: Tensor, ignore_index: int) -> Tensor:
+def _(grad: Tensor, hidden: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return weight.new_empty(weight.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, ctx.ignore_index, ctx.keep, ctx.judge = inputs
-    ctx.save_for_backward(hidden, weight, targets, output[2], output[3])
+    ctx.save_for_backward(hidden, weight, targets, output[0], output[2], output[3])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(other is not None for other in others):
         raise RuntimeError("linear_cross_entropy has no second derivative in Triton: use implementation='reference'")
-    hidden, weight, targets, log_sum, pull = ctx.saved_tensors
+    hidden, weight, targets, loss, log_sum, pull = ctx.saved_tensors
     by_hidden = by_weight = None
     if grad is not None and ctx.needs_input_grad[0]:
         if not ctx.keep:
             pull = forward(hidden, weight, targets, ctx.ignore_index, True, ctx.judge)[3]
         by_hidden = (grad.unsqueeze(-1) * pull).to(hidden.dtype)
     if grad is not None and ctx.needs_input_grad[1]:
-        by_weight = weight_gradient(grad, hidden, weight, targets, log_sum, ctx.ignore_index)
+        by_weight = weight_gradient(grad, hidden, weight, targets, loss, log_sum, ctx.ignore_index)
     return by_hidden, by_weight, None, None, None, None
 
 
@@ -280,11 +282,13 @@ def _(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    loss: Tensor,
     log_sum: Tensor,
     ignore_index: int,
 ) -> tuple[Tensor, int]:
     size = info.batch_size
     grad, hidden, weight = (fold(x, dim, size) for x, dim in zip((grad, hidden, weight), in_dims[:3], strict=True))
     targets = fold_shared(targets, in_dims[3], size, hidden.shape[0] // size)
-    out = weight_gradient(grad, hidden, weight, targets, fold(log_sum, in_dims[4], size), ignore_index)
+    loss, log_sum = (fold(x, dim, size) for x, dim in zip((loss, log_sum), in_dims[4:6], strict=True))
+    out = weight_gradient(grad, hidden, weight, targets, loss, log_sum, ignore_index)
     return unfold(out, size), 0
