@@ -31,6 +31,14 @@ def own_registries(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
+@pytest.fixture(autouse=True)
+def compiled_afresh(request):
+    """On a GPU, where tests compile one function for many shapes, the compiler forgets what it has seen of it: it gives
+    up after eight."""
+    if request.node.get_closest_marker("gpu"):
+        torch._dynamo.reset()
+
+
 @pytest.fixture
 def unwritten_is_nan(monkeypatch):
     """What a kernel leaves unwritten of its outputs, or reads unwritten, is NaN."""

@@ -1,13 +1,14 @@
 """The gradient of rows that were taken of sequences, in Triton, and the `torch.library` ops around it.
 
-Each program has some times of one sequence, and writes the gradient there: its product with a matrix that has a 1 where
-a label's position is a time, so that it is 0 where no label is, exactly what came where one is, and a sum in float32
-where several are. No atomics: the same numbers in every run.
+Each program has a sequence, or some times of a long one, and writes the gradient there, block by block: the product of
+a matrix that has a 1 where a time is a label's position, and of what came for the labels, so that it is 0 where no
+label is, exactly what came where one is, and a sum in float32 where several are. What came is read once where a block
+holds it. No atomics: the same numbers in every run.
 
 Letters: R replicas, Q lists of positions (R, or 1 that all share), B sequences, T time, N positions, D width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,42 +18,66 @@ from torch import Tensor
 from zoology.kernels.replicas import fold, fold_shared, unfold
 from zoology.kernels.take_rows import reference
 
-BLOCK, WIDE_BLOCK = (64, 64, 128), (32, 32, 64)
-"""What a program has of a sequence: times, and labels and width at most. Products in float32 take more registers."""
+
+class Blocks(NamedTuple):
+    """What a program has of a sequence: times of a block, and how many blocks; labels and width at most; and warps."""
+
+    times: int
+    count: int
+    labels: int
+    width: int
+    warps: int
+
+
+BLOCKS = Blocks(64, 4, 64, 128, 4)
+WIDE_BLOCKS = Blocks(32, 4, 32, 64, 4)
+"""Of float32, whose products take more registers."""
 
 
 @triton.jit(do_not_specialize=["B", "T", "N"])
 def spread_kernel(
     grad, positions, out, B, T, N, stride_p,
-    D: tl.constexpr, TIMES: tl.constexpr, LABELS: tl.constexpr, WIDTH: tl.constexpr,
+    D: tl.constexpr, TIMES: tl.constexpr, COUNT: tl.constexpr, LABELS: tl.constexpr, WIDTH: tl.constexpr,
+    ALL: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(T, TIMES)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    times = tl.program_id(0) % blocks * TIMES + tl.arange(0, TIMES)
+    """ALL: one block holds all labels."""
+    parts = tl.cdiv(T, TIMES * COUNT)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    begin = tl.program_id(0) % parts * (TIMES * COUNT)
     dims = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    wide = (dims < D)[:, None]
-    positions += row // B * stride_p + row % B * N
-    acc = tl.zeros([WIDTH, TIMES], tl.float32)
-    for first in range(0, N, LABELS):
-        label = first + tl.arange(0, LABELS)
-        at = tl.load(positions + label, mask=label < N, other=-1).to(tl.int32)
-        g = tl.load(grad + (row * N + label)[None, :] * D + dims[:, None], mask=wide & (label < N)[None, :], other=0.0)
-        hot = (at[:, None] == times[None, :]).to(g.dtype)
-        acc = tl.dot(g, hot, acc, input_precision="ieee")
-    tl.store(out + (row * T + times)[None, :] * D + dims[:, None], acc, mask=wide & (times < T)[None, :])
+    wide = (dims < D)[None, :]
+    label = tl.arange(0, LABELS)
+    positions += row // B * stride_p + row % B * N + label
+    grad += (row * N + label)[:, None] * D + dims[None, :]
+    out += row * T * D + dims[None, :]
+    at = tl.load(positions, mask=label < N, other=-1).to(tl.int32)
+    g = tl.load(grad, mask=(label < N)[:, None] & wide, other=0.0)
+    for first in range(begin, tl.minimum(begin + TIMES * COUNT, T), TIMES):
+        times = first + tl.arange(0, TIMES)
+        acc = tl.zeros([TIMES, WIDTH], tl.float32)
+        if ALL:
+            acc = tl.dot((times[:, None] == at[None, :]).to(g.dtype), g, acc, input_precision="ieee")
+        else:
+            for n in range(0, N, LABELS):
+                near = tl.load(positions + n, mask=label + n < N, other=-1).to(tl.int32)
+                h = tl.load(grad + n * D, mask=(label + n < N)[:, None] & wide, other=0.0)
+                acc = tl.dot((times[:, None] == near[None, :]).to(h.dtype), h, acc, input_precision="ieee")
+        tl.store(out + times[:, None] * D, acc, mask=(times < T)[:, None] & wide)
 
 
-def launch(grad: Tensor, positions: Tensor, time: int) -> Tensor:
-    """The kernel; see `gradient`."""
+def launch(grad: Tensor, positions: Tensor, time: int, blocks: Blocks | None = None) -> Tensor:
+    """The kernel, with `blocks` of its dtype or given; see `gradient`."""
     replicas, batch, labels, d = grad.shape
     out = grad.new_empty(replicas, batch, time, d)
     if out.numel():
-        times, most, widest = WIDE_BLOCK if grad.dtype == torch.float32 else BLOCK
-        width = min(widest, max(16, triton.next_power_of_2(d)))
-        spread_kernel[(replicas * batch * triton.cdiv(time, times), triton.cdiv(d, width))](
+        b = blocks or (WIDE_BLOCKS if grad.dtype == torch.float32 else BLOCKS)
+        width = min(b.width, max(16, triton.next_power_of_2(d)))
+        most = min(b.labels, max(16, triton.next_power_of_2(labels)))
+        parts = triton.cdiv(time, b.times * b.count)
+        spread_kernel[(replicas * batch * parts, triton.cdiv(d, width))](
             grad.contiguous(), positions.contiguous(), out, batch, time, labels,
             batch * labels if positions.shape[0] > 1 else 0,
-            D=d, TIMES=times, LABELS=min(most, max(16, triton.next_power_of_2(labels))), WIDTH=width, num_stages=2,
+            D=d, TIMES=b.times, COUNT=b.count, LABELS=most, WIDTH=width, ALL=labels <= most, num_warps=b.warps,
         )  # fmt: skip
     return out
 
