@@ -263,9 +263,8 @@ def tune() -> None:
         if kind == "forward":
             run = functools.partial(head_triton.launch_forward, h, w, t, -100, True, blocks)
         else:
-            run = functools.partial(
-                head_triton.launch_backward, torch.ones_like(loss), h, w, t, loss, log_sum, -100, blocks
-            )
+            by_loss = head_triton.factors(torch.ones_like(loss), t, loss, log_sum, -100, h.dtype)
+            run = functools.partial(head_triton.launch_backward, by_loss, h, w, t, log_sum, w.dtype, blocks)
         print(f"D{d} {kind:<8} {tuple(blocks)} {milliseconds(run, 7):.3f} ms", flush=True)
 
     jobs = []

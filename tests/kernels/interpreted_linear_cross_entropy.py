@@ -230,12 +230,15 @@ def test_it_compiles_whole():
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_ops_hold_what_torch_asks_of_them(keep):
     hidden, weight, targets = inputs(20, 25, 16)
-    args = (hidden.unsqueeze(0).detach().requires_grad_(), weight.unsqueeze(0).detach(), targets.unsqueeze(0))
+    weight = weight.unsqueeze(0).detach()
+    args = (hidden.unsqueeze(0).detach().requires_grad_(), weight, weight.clone(), targets.unsqueeze(0))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(triton.forward, (*args, -100, keep, keep), test_utils=checks)
     loss, _, log_sum, _ = triton.forward(*args, -100, keep, True)
-    back = (torch.ones_like(loss), *(x.detach() for x in args), loss.detach(), log_sum.detach(), -100)
-    torch.library.opcheck(triton.weight_gradient, back)
+    hidden, _, cast, targets = (x.detach() for x in args)
+    loss, log_sum = loss.detach(), log_sum.detach()
+    by_loss = triton.factors(torch.ones_like(loss), targets, loss, log_sum, -100, torch.float32)
+    torch.library.opcheck(triton.weight_gradient, (*by_loss, hidden, cast, targets, log_sum, torch.float32))
 
 
 def test_without_what_the_forward_pass_keeps_the_gradients_are_the_same():
@@ -243,7 +246,7 @@ def test_without_what_the_forward_pass_keeps_the_gradients_are_the_same():
     grads = []
     for keep in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        grads.append(torch.autograd.grad(triton.forward(h, w, targets, -100, keep, True)[0].sum(), (h, w)))
+        grads.append(torch.autograd.grad(triton.forward(h, w, w.detach(), targets, -100, keep, True)[0].sum(), (h, w)))
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
 

@@ -58,7 +58,8 @@ def linear_cross_entropy(
         hidden, weight = hidden.unsqueeze(0), weight.unsqueeze(0)
     if targets.dim() == 1:
         targets = targets.unsqueeze(0)
-    loss, right, _, _ = triton.forward(hidden, weight, targets, ignore_index, torch.is_grad_enabled(), judge)
+    cast = weight.detach().to(hidden.dtype)
+    loss, right, _, _ = triton.forward(hidden, weight, cast, targets, ignore_index, torch.is_grad_enabled(), judge)
     return (loss, right) if stacked else (loss.squeeze(0), right.squeeze(0))
 
 

@@ -127,7 +127,6 @@ def near_kernel(
         hidden, weight, targets, M, V, stride_h, stride_w, stride_t, ignore_index, D, ROWS, IDS, WIDTH
     )
     ids, dims = tl.arange(0, IDS), tl.arange(0, WIDTH)
-    wide = dims < D
     # Which blocks of ids have a target of this program: two bits for every 128th.
     block = target // IDS % 128
     valid = labelled & (target >= 0) & (target < V)
@@ -185,7 +184,6 @@ def any_kernel(
         hidden, weight, targets, M, V, stride_h, stride_w, stride_t, ignore_index, D, ROWS, IDS, WIDTH
     )
     ids, dims = tl.arange(0, IDS), tl.arange(0, WIDTH)
-    wide = dims < D
     top = tl.full([ROWS], float("-inf"), tl.float32)  # the largest logit but the target's
     total = tl.zeros([ROWS], tl.float32)  # sum of exp(logit - top), without the target's
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -260,7 +258,7 @@ def weight_kernel(
     hidden += replica * stride_h + begin * D
     at_row = replica * M + begin
     length = tl.minimum(M - begin, piece).to(tl.int32)
-    if EXACT or tl.load(signed) > 0:
+    if EXACT or tl.load(signed + replica) > 0:
         acc = pulls(log_sum + at_row, grad + at_row, hidden, w, length, D, ROWS, IDS, WIDTH, EVEN, True)
     else:
         # No gradient is negative, as a mean's is not: its logarithm is in `shifted`, and nothing is multiplied. With

@@ -115,20 +115,43 @@ def pieces(replicas: int, rows: int, ids: int, blocks: Blocks, processors: int) 
     return max(1, min(triton.cdiv(2 * processors, programs), rows // 512))
 
 
+class Factors(NamedTuple):
+    """What a gradient of the loss says of each row, (R, M) in float32 but for `signed`, (R,).
+
+    grad: itself, 0 where the target is ignored.
+    shifted: the exponent of 2 that, taken off a logit's, leaves p grad; no number where grad is negative.
+    scale: by what a row's target has too much in p grad, rounded: it gives (p - 1) grad.
+    signed: whether any is negative, or no number.
+    """
+
+    grad: Tensor
+    shifted: Tensor
+    scale: Tensor
+    signed: Tensor
+
+
+def factors(
+    grad: Tensor, targets: Tensor, loss: Tensor, log_sum: Tensor, ignore_index: int, dtype: torch.dtype
+) -> Factors:
+    """Of the gradient (R, M) of the loss, for products in `dtype`. Plain PyTorch, which torch.compile fuses."""
+    grad = grad.to(torch.float32).masked_fill(targets == ignore_index, 0.0)
+    rounded = ((-loss).exp() * grad).to(dtype).float()
+    return Factors(grad, log_sum - grad.log2(), rounded - (-loss).expm1() * grad, ~(grad >= 0).all(-1))
+
+
 def launch_backward(
-    grad: Tensor,
+    by_loss: Factors,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    loss: Tensor,
     log_sum: Tensor,
-    ignore_index: int,
+    dtype: torch.dtype,
     blocks: Blocks | None = None,
 ) -> Tensor:
     """The kernel of weight's gradient, with `blocks` from the table or given; see `weight_gradient`."""
     replicas, count, d = hidden.shape
     if not hidden.numel():
-        return weight.new_zeros(weight.shape)
+        return weight.new_zeros(weight.shape, dtype=dtype)
     v, width = weight.shape[1], max(triton.next_power_of_2(d), 16)
     b = blocks or backward_blocks(width, hidden.dtype)
     cuda = hidden.device.type == "cuda"
@@ -136,23 +159,19 @@ def launch_backward(
     parts = pieces(replicas, count, v, b, processors)
     piece = triton.cdiv(triton.cdiv(count, parts), b.rows) * b.rows
     parts = triton.cdiv(count, piece)
-    dtype = weight.dtype if parts == 1 else torch.float32
-    out = weight.new_empty(parts, replicas, v, d, dtype=dtype)
-    hidden, cast = _rows(hidden), _rows(weight.to(hidden.dtype))
-    grad = grad.to(torch.float32).masked_fill(targets == ignore_index, 0.0).contiguous()
-    log_sum = log_sum.contiguous()
-    # A row's target gives (p - 1) grad, and the kernel p grad, rounded: this is the difference.
-    rounded = ((-loss).exp() * grad).to(hidden.dtype).float()
-    own = embedding.launch(hidden, targets, v, rounded - (-loss).expm1() * grad)
+    out = weight.new_empty(parts, replicas, v, d, dtype=dtype if parts == 1 else torch.float32)
+    hidden, weight = _rows(hidden), _rows(weight.to(hidden.dtype))
+    grad, shifted, scale, signed = (x.contiguous() for x in by_loss)
+    own = embedding.launch(hidden, targets, v, scale)
     weight_kernel[(parts * replicas * triton.cdiv(v, b.ids),)](
-        grad, ~(grad >= 0).all(), hidden, cast, log_sum, log_sum - grad.log2(), own, out, replicas, count, v,
-        _stride(hidden), _stride(cast), piece,
+        grad, signed, hidden, weight, log_sum.contiguous(), shifted, own, out, replicas, count, v,
+        _stride(hidden), _stride(weight), piece,
         D=d, WIDTH=width, EVEN=count % b.rows == 0, EXACT=hidden.dtype == torch.float32, **b.words,
     )  # fmt: skip
     total = out[0]
     for part in out[1:]:  # in place, as a sum of its own would be the most memory of all
         total += part
-    return total.to(weight.dtype)
+    return total.to(dtype)
 
 
 def limits(hidden: Tensor, weight: Tensor) -> None:
@@ -177,7 +196,8 @@ def _errors(d: int, dtype: torch.dtype, device: torch.device) -> dict[str, float
     w = (ramp[: 2 * v * d] * 2.3 + 1).cos().mul(2 * d**-0.5).view(2, v, d).to(dtype)
     targets = (torch.arange(count, device=device) * 37 % v).unsqueeze(0)
     loss, _, log_sum, pull = launch_forward(h, w, targets, -100, True)
-    weight_grad = launch_backward(torch.ones_like(loss), h, w, targets, loss, log_sum, -100)
+    by_loss = factors(torch.ones_like(loss), targets, loss, log_sum, -100, dtype)
+    weight_grad = launch_backward(by_loss, h, w, targets, log_sum, dtype)
     logits = h.double() @ w.double().mT
     own = targets.unsqueeze(-1).expand(2, -1, -1)
     exact = logits.logsumexp(-1) - logits.gather(-1, own).squeeze(-1)
@@ -198,21 +218,24 @@ def _check(hidden: Tensor) -> None:
 
 @torch.library.custom_op("zoology::linear_cross_entropy", mutates_args=())
 def forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool, judge: bool
+    hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, ignore_index: int, keep: bool, judge: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden (R, M, D), weight (R, V, D), targets (R, M) or (1, M).
+
+    `cast` is `weight`, without a gradient, in the dtype of `hidden`. It is what is read: made outside, it is made once
+    for both passes.
 
     Returns:
         loss (R, M) float32; right (R, M) bool, or (R, 0) unless `judge`; log2 of the sum of exp(logits), (R, M)
         float32, infinite where ignored; and pull (R, M, D), the loss's gradient by hidden, or (R, 0, D) unless `keep`.
     """
     _check(hidden)
-    return launch_forward(hidden, weight, targets, ignore_index, keep, judge=judge)
+    return launch_forward(hidden, cast, targets, ignore_index, keep, judge=judge)
 
 
 @forward.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, keep: bool, judge: bool
+    hidden: Tensor, weight: Tensor, cast: Tensor, targets: Tensor, ignore_index: int, keep: bool, judge: bool
 ) -> tuple[Tensor, ...]:
     replicas, count, d = hidden.shape
     loss, log_sum = (hidden.new_empty(replicas, count, dtype=torch.float32) for _ in range(2))
@@ -222,73 +245,73 @@ def _(
 
 @torch.library.custom_op("zoology::linear_cross_entropy_weight_gradient", mutates_args=())
 def weight_gradient(
-    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, loss: Tensor, log_sum: Tensor, ignore_index: int
+    grad: Tensor,
+    shifted: Tensor,
+    scale: Tensor,
+    signed: Tensor,
+    hidden: Tensor,
+    cast: Tensor,
+    targets: Tensor,
+    log_sum: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of `weight`, (R, V, D) in its dtype, for the gradient (R, M) of the loss."""
+    """The gradient of weight, (R, V, D) in `dtype`, for the `Factors` of the loss's."""
     _check(hidden)
-    return launch_backward(grad, hidden, weight, targets, loss, log_sum, ignore_index)
+    return launch_backward(Factors(grad, shifted, scale, signed), hidden, cast, targets, log_sum, dtype)
 
 
 @weight_gradient.register_fake
-def _(grad: Tensor, hidden: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return weight.new_empty(weight.shape)
+def _(
+    grad: Tensor,
+    shifted: Tensor,
+    scale: Tensor,
+    signed: Tensor,
+    hidden: Tensor,
+    cast: Tensor,
+    targets: Tensor,
+    log_sum: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    return cast.new_empty(cast.shape, dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, ctx.ignore_index, ctx.keep, ctx.judge = inputs
-    ctx.save_for_backward(hidden, weight, targets, output[0], output[2], output[3])
+    hidden, weight, cast, targets, ctx.ignore_index, ctx.keep, ctx.judge = inputs
+    ctx.dtype = weight.dtype
+    ctx.save_for_backward(hidden, cast, targets, output[0], output[2], output[3])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(other is not None for other in others):
         raise RuntimeError("linear_cross_entropy has no second derivative in Triton: use implementation='reference'")
-    hidden, weight, targets, loss, log_sum, pull = ctx.saved_tensors
+    hidden, cast, targets, loss, log_sum, pull = ctx.saved_tensors
     by_hidden = by_weight = None
     if grad is not None and ctx.needs_input_grad[0]:
         if not ctx.keep:
-            pull = forward(hidden, weight, targets, ctx.ignore_index, True, ctx.judge)[3]
+            pull = forward(hidden, cast, cast, targets, ctx.ignore_index, True, ctx.judge)[3]
         by_hidden = (grad.unsqueeze(-1) * pull).to(hidden.dtype)
     if grad is not None and ctx.needs_input_grad[1]:
-        by_weight = weight_gradient(grad, hidden, weight, targets, loss, log_sum, ctx.ignore_index)
-    return by_hidden, by_weight, None, None, None, None
+        by_loss = factors(grad, targets, loss, log_sum, ctx.ignore_index, hidden.dtype)
+        by_weight = weight_gradient(*by_loss, hidden, cast, targets, log_sum, ctx.dtype)
+    return by_hidden, by_weight, None, None, None, None, None
 
 
 forward.register_autograd(_backward, setup_context=_setup)
 
 
 @forward.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    ignore_index: int,
-    keep: bool,
-    judge: bool,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
-    hidden, weight = fold(hidden, in_dims[0], size), fold(weight, in_dims[1], size)
-    targets = fold_shared(targets, in_dims[2], size, hidden.shape[0] // size)
-    return tuple(unfold(x, size) for x in forward(hidden, weight, targets, ignore_index, keep, judge)), (0, 0, 0, 0)
+    hidden, weight, cast = (fold(x, dim, size) for x, dim in zip(args[:3], in_dims[:3], strict=True))
+    targets = fold_shared(args[3], in_dims[3], size, hidden.shape[0] // size)
+    return tuple(unfold(x, size) for x in forward(hidden, weight, cast, targets, *args[4:])), (0, 0, 0, 0)
 
 
 @weight_gradient.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    loss: Tensor,
-    log_sum: Tensor,
-    ignore_index: int,
-) -> tuple[Tensor, int]:
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     size = info.batch_size
-    grad, hidden, weight = (fold(x, dim, size) for x, dim in zip((grad, hidden, weight), in_dims[:3], strict=True))
-    targets = fold_shared(targets, in_dims[3], size, hidden.shape[0] // size)
-    loss, log_sum = (fold(x, dim, size) for x, dim in zip((loss, log_sum), in_dims[4:6], strict=True))
-    out = weight_gradient(grad, hidden, weight, targets, loss, log_sum, ignore_index)
+    *by_loss, hidden, cast = (fold(x, dim, size) for x, dim in zip(args[:6], in_dims[:6], strict=True))
+    targets = fold_shared(args[6], in_dims[6], size, hidden.shape[0] // size)
+    out = weight_gradient(*by_loss, hidden, cast, targets, fold(args[7], in_dims[7], size), args[8])
     return unfold(out, size), 0
