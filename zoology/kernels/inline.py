@@ -4,7 +4,7 @@ import importlib
 
 from zoology.kernels.replicas import HAS_TRITON
 
-OPS = ("linear", "add_norm.triton", "take_rows.triton") if HAS_TRITON else ("linear",)
+OPS = ("linear", "add_norm.triton", "embedding.triton", "take_rows.triton") if HAS_TRITON else ("linear",)
 """Modules here with a table INLINED: custom op -> the op in PyTorch. Its own gradient and vmap rule hold as before."""
 
 

@@ -169,6 +169,16 @@ def forward(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
+def _rows(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in PyTorch."""
+    if tokens.shape[0] == 1:
+        return weight[:, tokens.squeeze(0)].to(dtype)
+    return weight.gather(1, tokens.unsqueeze(-1).expand(-1, -1, weight.shape[2])).to(dtype)
+
+
+INLINED = {forward: _rows}
+
+
 @forward.register_fake
 def _(weight: Tensor, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.new_empty(weight.shape[0], tokens.shape[1], weight.shape[2], dtype=dtype)
