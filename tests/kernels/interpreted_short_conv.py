@@ -90,8 +90,8 @@ def test_segments_meet(monkeypatch, length, unroll, taps, bias, state):
     monkeypatch.setattr(triton, "forward_blocks", lambda *_: blocks)
     monkeypatch.setattr(triton, "backward_blocks", lambda *_: blocks)
     for batch, time in ((3, 17), (4, 9)):
-        assert triton._segments(time, blocks)[0] > 1
-        assert time % triton._segments(time, blocks)[1]
+        assert triton.cut(time, blocks)[0] > 1
+        assert time % triton.cut(time, blocks)[1]
         compare(inputs(batch, time, 19, taps, bias=bias, state=state))
 
 

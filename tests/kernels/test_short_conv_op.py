@@ -113,7 +113,7 @@ def test_on_a_gpu_the_kernel_runs_but_where_a_compiler_without_gradients_is_fast
     x = torch.zeros(2, 4, 5)
 
     def chosen(taps, name=None, dtype=torch.float32, limit=3):
-        return package._choose(name, x.to(dtype), torch.zeros(5, taps), limit)
+        return package.choose_for(name, x.to(dtype), torch.zeros(5, taps), limit)
 
     for compiling in (False, True):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)

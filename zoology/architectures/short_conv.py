@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from zoology.architectures.base import Mixer, register_mixer
 from zoology.architectures.config import MixerConfig, dial
+from zoology.kernels.gated_short_conv import gated_short_conv
 from zoology.kernels.short_conv import short_conv, short_conv_step
 
 
@@ -44,8 +45,7 @@ class ShortConv(Mixer):
         return ShortConvState(self.zeros(batch_size, self.kernel_size - 1, self.conv_bias.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        y, _ = short_conv(x, self.conv_weight, self.conv_bias)
-        return torch.addcmul(x, y, self.gate(x))
+        return gated_short_conv(x, self.gate.weight, self.gate.bias, self.conv_weight, self.conv_bias)
 
     def prefill(self, x: Tensor, state: ShortConvState) -> tuple[Tensor, ShortConvState]:
         y, inputs = short_conv(x, self.conv_weight, self.conv_bias, state.conv_inputs)

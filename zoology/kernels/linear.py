@@ -47,12 +47,15 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("zoology::linear_gradient", mutates_args=())
 def gradient(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and weight, each in its dtype, for that of y (R, M, N)."""
+    return torch.bmm(grad, weight.to(x.dtype)), weight_gradient(grad, x, weight.dtype)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a weight, (R, N, K) in some dtype, for x (R, M, K) and the gradient of y (R, M, N)."""
     replicas, rows, width = x.shape
     pieces = math.gcd(rows, PIECES) if rows >= PIECES * LEAST_ROWS else 1
-    by_row = torch.bmm(grad, weight.to(x.dtype))
-    a, b = (t.reshape(replicas * pieces, rows // pieces, -1) for t in (grad, x))
-    parts = torch.bmm(a.mT, b).view(replicas, pieces, -1, width)
-    return by_row, parts.sum(1, dtype=weight.dtype)
+    a, b = (t.reshape(replicas * pieces, rows // pieces, t.shape[2]) for t in (grad, x))
+    return torch.bmm(a.mT, b).view(replicas, pieces, grad.shape[2], width).sum(1, dtype=dtype)
 
 
 INLINED = {forward: _product}

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoology.kernels.replicas import choose
 from zoology.kernels.short_conv import reference
 
-__all__ = ["short_conv", "short_conv_step"]
+__all__ = ["choose_for", "short_conv", "short_conv_step"]
 
 
 def short_conv(
@@ -45,7 +45,7 @@ def short_conv(
         ValueError: shapes that do not fit each other, or that the kernel cannot take.
     """
     reference.check(x, weight, bias, state, dims=3)
-    if x.shape[1] == 0 or _choose(implementation, x, weight, fused_taps=3) == "reference":
+    if x.shape[1] == 0 or choose_for(implementation, x, weight, fused_taps=3) == "reference":
         return reference.short_conv(x, weight, bias, state)
     from zoology.kernels.short_conv import triton
 
@@ -65,7 +65,7 @@ def short_conv_step(
         ValueError: as `short_conv`.
     """
     reference.check(x, weight, bias, state, dims=2)
-    if _choose(implementation, x, weight, fused_taps=8) == "reference":
+    if choose_for(implementation, x, weight, fused_taps=8) == "reference":
         return reference.short_conv_step(x, weight, bias, state)
     from zoology.kernels.short_conv import triton
 
@@ -74,7 +74,7 @@ def short_conv_step(
     return y.squeeze(0), after.squeeze(0)
 
 
-def _choose(implementation: str | None, x: Tensor, weight: Tensor, fused_taps: int) -> str:
+def choose_for(implementation: str | None, x: Tensor, weight: Tensor, fused_taps: int) -> str:
     """Which one runs. Up to so many taps, PyTorch compiled without gradients is faster, on an H100."""
     chosen = choose(implementation, x.device)
     if implementation is None and chosen == "triton":

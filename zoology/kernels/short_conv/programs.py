@@ -18,7 +18,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _place(B, T, segments, length, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def place(B, T, segments, length, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """This program's channels, its tile of all replicas' tiles and its replica; and of its rows the sequence of the
     batch, the time where the segment begins, and the tokens from there to the sequence's end."""
     parts, tiles = tl.cdiv(D, WIDTH), tl.cdiv(B * segments, ROWS)
@@ -37,7 +37,7 @@ def short_conv_kernel(
     D: tl.constexpr, TAPS: tl.constexpr, STATE: tl.constexpr, BIAS: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    dims, _, replica, batch, begin, left = _place(B, T, segments, length, D, ROWS, WIDTH)
+    dims, _, replica, batch, begin, left = place(B, T, segments, length, D, ROWS, WIDTH)
     sequence = replica * B + batch
     wide = (dims < D)[None, :]
     # Of a few tokens, offsets fit 32 bits; where they begin does not.
@@ -85,7 +85,7 @@ def short_conv_gradient_kernel(
     ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     SLOTS: tl.constexpr = TAPS + 1 if BIAS else TAPS
-    dims, tile, replica, batch, begin, left = _place(B, T, segments, length, D, ROWS, WIDTH)
+    dims, tile, replica, batch, begin, left = place(B, T, segments, length, D, ROWS, WIDTH)
     sequence = replica * B + batch
     wide = (dims < D)[None, :]
     # Of a few tokens, offsets fit 32 bits; where they begin does not.

@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
 def forward_blocks(width: int) -> Blocks:
     """The forward kernel's blocks, for D channels: of 36 on an H200 the fastest, or near it, at each of three
     shapes, 90 to 94 % of a copy's speed."""
-    return _blocks(width, length=32, unroll=4)
+    return blocks_of(width, length=32, unroll=4)
 
 
 def backward_blocks(width: int, taps: int, dtype: torch.dtype) -> Blocks:
@@ -54,34 +54,34 @@ def backward_blocks(width: int, taps: int, dtype: torch.dtype) -> Blocks:
     at their ends; and registers for four programs on a processor, where that spills little: with three, D = 1024 and 4
     taps take a second round of programs, and a fifth longer."""
     small = taps <= 4 and dtype != torch.float32
-    return _blocks(width, length=64, unroll=8, registers=128 if small else None)
+    return blocks_of(width, length=64, unroll=8, registers=128 if small else None)
 
 
-def _blocks(width: int, length: int, unroll: int, registers: int | None = None) -> Blocks:
+def blocks_of(width: int, length: int, unroll: int, registers: int | None = None) -> Blocks:
     """Blocks of 4 elements a thread."""
     warps = 4
     width = min(256, max(16, triton.next_power_of_2(width)))
     return Blocks(4 * 32 * warps // width, width, warps, length, unroll, registers)
 
 
-def _constants(blocks: Blocks) -> dict[str, int]:
+def constants(blocks: Blocks) -> dict[str, int]:
     words = {"ROWS": blocks.rows, "WIDTH": blocks.width, "UNROLL": blocks.unroll, "num_warps": blocks.warps}
     return words | register_limit(blocks.registers)
 
 
-def _segments(time: int, blocks: Blocks) -> tuple[int, int]:
+def cut(time: int, blocks: Blocks) -> tuple[int, int]:
     """How many segments a sequence has, all as long as each other but the last, and their length."""
     length = triton.cdiv(time, triton.cdiv(time, blocks.length))
     length = triton.cdiv(length, blocks.unroll) * blocks.unroll
     return triton.cdiv(time, length), length
 
 
-def _channels_dense(x: Tensor) -> Tensor:
+def channels_dense(x: Tensor) -> Tensor:
     """A tensor whose last axis lies dense and whose tokens are near enough to count in 32 bits; others any stride."""
     return x if x.stride(-1) == 1 and 0 <= x.stride(-2) < 2**22 else x.contiguous()
 
 
-def _taps_dense(weight: Tensor) -> Tensor:
+def taps_dense(weight: Tensor) -> Tensor:
     """Taps (R, D, k), or biases (R, D), whose axes after the first lie dense."""
     return weight if weight[0].is_contiguous() else weight.contiguous()
 
@@ -94,16 +94,16 @@ def launch_forward(
     y = x.new_empty(x.shape)
     if not y.numel():
         return y
-    x, weight = _channels_dense(x), _taps_dense(weight)
-    bias = None if bias is None else _taps_dense(bias)
+    x, weight = channels_dense(x), taps_dense(weight)
+    bias = None if bias is None else taps_dense(bias)
     state = None if state is None or weight.shape[2] == 1 else state.contiguous()
     b = blocks or forward_blocks(d)
-    segments, length = _segments(time, b)
+    segments, length = cut(time, b)
     tiles = triton.cdiv(batch * segments, b.rows)
     short_conv_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         x, weight, x if bias is None else bias, x if state is None else state, y, batch, time, segments, length,
         *x.stride()[:3], weight.stride(0), 0 if bias is None else bias.stride(0),
-        D=d, TAPS=weight.shape[2], STATE=state is not None, BIAS=bias is not None, **_constants(b),
+        D=d, TAPS=weight.shape[2], STATE=state is not None, BIAS=bias is not None, **constants(b),
     )  # fmt: skip
     return y
 
@@ -122,17 +122,17 @@ def launch_backward(
     by_x, by_state, by_weight, by_bias = _like(x, weight, bias, state)
     if not x.numel():
         return by_x, by_state.zero_(), by_weight.zero_(), by_bias.zero_()
-    grad, x, weight = _channels_dense(grad), _channels_dense(x), _taps_dense(weight)
+    grad, x, weight = channels_dense(grad), channels_dense(x), taps_dense(weight)
     state = None if state is None or taps == 1 else state.contiguous()
     slots = taps if bias is None else taps + 1
     b = blocks or backward_blocks(d, taps, x.dtype)
-    segments, length = _segments(time, b)
+    segments, length = cut(time, b)
     tiles = triton.cdiv(batch * segments, b.rows)
     sums = x.new_empty(replicas, tiles, slots, d, dtype=torch.float32)
     short_conv_gradient_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         grad, x, weight, x if state is None else state, by_x, by_state, sums, batch, time, segments,
         length, *grad.stride()[:3], *x.stride()[:3], weight.stride(0),
-        D=d, TAPS=taps, STATE=state is not None, BIAS=bias is not None, **_constants(b),
+        D=d, TAPS=taps, STATE=state is not None, BIAS=bias is not None, **constants(b),
     )  # fmt: skip
     short_conv_sum_kernel[(replicas * slots * triton.cdiv(d, SUM_WIDTH),)](
         sums, by_weight, by_bias, tiles,
@@ -148,8 +148,8 @@ def launch_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -
     taps = weight.shape[2]
     y, after = x.new_empty(x.shape), state.new_empty(state.shape, dtype=torch.promote_types(state.dtype, x.dtype))
     if y.numel():
-        x, weight, state = x if x.stride(-1) == 1 else x.contiguous(), _taps_dense(weight), state.contiguous()
-        bias = None if bias is None else _taps_dense(bias)
+        x, weight, state = x if x.stride(-1) == 1 else x.contiguous(), taps_dense(weight), state.contiguous()
+        bias = None if bias is None else taps_dense(bias)
         width = min(128, max(16, triton.next_power_of_2(d)))
         rows = 1024 // width
         short_conv_step_kernel[(replicas * triton.cdiv(batch, rows) * triton.cdiv(d, width),)](
