@@ -130,7 +130,7 @@ def table(note: Note, kind: str, r: int, n: int, d: int) -> None:
     grad = torch.randn(r, n, d, device="cuda").bfloat16()
     shape = f"R{r}-N{n}-V{IDS}-D{d}-{kind}"
     methods = {
-        "triton": lambda: embedding_triton.gradient(grad, tokens.unsqueeze(0), IDS),
+        "triton": lambda: embedding_triton.launch(grad, tokens.unsqueeze(0), IDS),
         "index_add": lambda: torch.zeros(r, IDS, d, device="cuda").index_add_(1, tokens, grad.float()),
     }
     for method, function in methods.items():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoology.kernels.embedding import embedding, triton
+from zoology.kernels.embedding import column_numbers, embedding, row_numbers, triton
 
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 
@@ -31,14 +31,14 @@ def test_the_gradient_is_the_sum_of_each_ids_rows(replicas, n, v, d, kind):
     rng = torch.Generator().manual_seed(0)
     tokens = tokens_of(kind, n, v, rng)
     grad = torch.randn(replicas, n, d, generator=rng)
-    got = triton.gradient(grad, tokens.unsqueeze(0), v)
+    got = triton.gradient(grad, tokens.unsqueeze(0), None, None, v, 0.0)
     torch.testing.assert_close(got.double(), scattered(grad, tokens, v), rtol=1e-5, atol=1e-5)
 
 
 def test_ids_beyond_16_bits():
     tokens = torch.tensor([0, 40_000, 32_767, 32_768, 40_000])
     grad = torch.arange(5.0).view(1, 5, 1) + 1
-    got = triton.gradient(grad, tokens.unsqueeze(0), 40_001)
+    got = triton.gradient(grad, tokens.unsqueeze(0), None, None, 40_001, 0.0)
     assert torch.equal(got.double(), scattered(grad, tokens, 40_001))
 
 
@@ -66,7 +66,7 @@ def test_segments_lie_anyhow_across_the_windows(runs):
     assert triton.window(96) == 32
     grad = torch.randint(-8, 8, (1, 96, 16), generator=torch.Generator().manual_seed(0)).float()
     order = torch.randperm(96, generator=torch.Generator().manual_seed(1))
-    got = triton.gradient(grad[:, order].contiguous(), tokens[order].unsqueeze(0), len(runs))
+    got = triton.gradient(grad[:, order].contiguous(), tokens[order].unsqueeze(0), None, None, len(runs), 0.0)
     assert torch.equal(got.double(), scattered(grad, tokens, len(runs)))
 
 
@@ -80,6 +80,40 @@ def test_outputs_and_gradients_of_the_public_function():
         grad = torch.randn(rows.shape, generator=rng)
         got, want = (torch.autograd.grad(x, weight, grad)[0] for x in (rows, expected))
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "fillers", "one id"])
+@pytest.mark.parametrize(("n", "v", "d"), [(300, 37, 16), (1, 5, 7), (1000, 10, 20), (64, 90, 130)], ids=str)
+def test_what_was_dropped_passes_no_gradient(n, v, d, kind):
+    rng = torch.Generator().manual_seed(0)
+    tokens = tokens_of(kind, n, v, rng)
+    weight = torch.randn(v, d, generator=rng).requires_grad_()
+    numbers = (row_numbers(n, device=weight.device), column_numbers(d, weight.device))
+    got, want = (embedding(weight, tokens, *numbers, dropout=0.3, implementation=i) for i in ("triton", "reference"))
+    assert torch.equal(got, want)
+    assert n * d < 100 or 0.1 < float((got == 0).float().mean()) < 0.5
+    grad = torch.randn(n, d, generator=rng)
+    a, b = (torch.autograd.grad(x, weight, grad)[0] for x in (got, want))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_models_drop_what_their_own_numbers_say(own):
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, 20, 16, generator=rng).requires_grad_()
+    tokens = torch.randint(20, (2, 25), generator=rng)
+    rows = row_numbers(*((3, 2, 25) if own else (2, 25)), device=weight.device)
+    columns = column_numbers(16, weight.device)
+
+    def op(w, r, name="triton"):
+        return embedding(w, tokens, r, columns, dropout=0.5, implementation=name)
+
+    got = torch.func.vmap(op, in_dims=(0, 0 if own else None))(weight, rows)
+    want = torch.stack([op(weight[i], rows[i] if own else rows, "reference") for i in range(3)])
+    assert torch.equal(got, want)
+    grad = torch.randn(got.shape, generator=rng)
+    a, b = (torch.autograd.grad(x, weight, grad)[0] for x in (got, want))
+    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("dims", [(0, None), (0, 0), (None, 0)], ids=str)
@@ -125,8 +159,11 @@ def test_it_compiles_whole():
 def test_the_ops_hold_what_torch_asks_of_them():
     rng = torch.Generator().manual_seed(0)
     weight, tokens = torch.randn(2, 20, 16, generator=rng), torch.randint(20, (1, 30), generator=rng)
-    torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens, torch.float32))
-    torch.library.opcheck(triton.gradient, (torch.randn(2, 30, 16, generator=rng), tokens, 20))
+    grad = torch.randn(2, 30, 16, generator=rng)
+    numbers = (row_numbers(2, 30, device=grad.device), column_numbers(16, grad.device))
+    for rows, columns, dropout in ((None, None, 0.0), (*numbers, 0.2)):
+        torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens, rows, columns, torch.float32, dropout))
+        torch.library.opcheck(triton.gradient, (grad, tokens, rows, columns, 20, dropout))
 
 
 def test_limits_are_named():

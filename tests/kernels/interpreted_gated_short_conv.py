@@ -147,12 +147,13 @@ def test_under_autocast_the_product_alone_is_rounded():
 
 
 def test_the_ops_hold_what_torch_asks_of_them():
-    arguments = [a.unsqueeze(0).detach() for a in inputs(2, 9, 5, 3)]
+    x, gate_weight, *others = (a.unsqueeze(0).detach() for a in inputs(2, 9, 5, 3))
+    arguments = [x, gate_weight, gate_weight.clone(), *others]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    needing = [a.clone().requires_grad_() for a in arguments]
-    torch.library.opcheck(triton.forward, (*needing, torch.float32), test_utils=checks)
-    y, z = triton.forward(*arguments, torch.float32)
-    back = (torch.ones_like(y), arguments[0], z, *arguments[1:])
+    needing = [a.clone().requires_grad_(i != 2) for i, a in enumerate(arguments)]
+    torch.library.opcheck(triton.forward, needing, test_utils=checks)
+    y, z = triton.forward(*arguments)
+    back = (torch.ones_like(y), x, z, *arguments[2:])
     torch.library.opcheck(triton.gradient, back, test_utils=checks)
 
 

@@ -36,6 +36,15 @@ def test_bad_input_is_named():
         embedding(weight, tokens.int())
     with pytest.raises(ValueError, match="'fast': must be"):
         embedding(weight, tokens, implementation="fast")
+    numbers = (torch.ones(4, dtype=torch.int32), torch.ones(3, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"dropout = 0\.1: must be from 0 to below 1, and needs both"):
+        embedding(weight, tokens, dropout=0.1)
+    with pytest.raises(ValueError, match=r"dropout = 1\.0: must be"):
+        embedding(weight, tokens, *numbers, dropout=1.0)
+    with pytest.raises(ValueError, match=r"\(4,\), \(4,\): must be \(4,\), \(3,\)"):
+        embedding(weight, tokens, numbers[0], numbers[0], dropout=0.1)
+    with pytest.raises(ValueError, match=r"torch\.float32, torch\.int32: must be torch\.int32"):
+        embedding(weight, tokens, numbers[0].float(), numbers[1], dropout=0.1)
 
 
 @needs_triton

@@ -100,7 +100,7 @@ def test_a_step_is_that_of_decoupled_weight_decay(decay):
             lr = rate * learning_rate_at(t - 1, 3, 0.4)
             w[r] = w[r] - lr * decay * w[r] - lr * (m[r] / (1 - 0.9**t)) / ((v[r] / (1 - 0.999**t)).sqrt() + 1e-8)
     for r in range(2):
-        assert torch.allclose(stack.weights(stack.flat, r)["weight"], w[r], rtol=1e-12, atol=0)
+        assert torch.allclose(stack.weights(stack.flat, r)["weight"], w[r], rtol=1e-12, atol=1e-15)
 
 
 def test_replicas_that_are_dropped_leave_the_others_as_they_were():

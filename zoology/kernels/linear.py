@@ -46,16 +46,22 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("zoology::linear_gradient", mutates_args=())
 def gradient(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight, each in its dtype, for that of y (R, M, N)."""
-    return torch.bmm(grad, weight.to(x.dtype)), weight_gradient(grad, x, weight.dtype)
+    """The gradient of x for that of y (R, M, N), and the `weight_pieces` of that of weight; all in one dtype."""
+    return torch.bmm(grad, weight), weight_pieces(grad, x)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of a weight, (R, N, K) in some dtype, for x (R, M, K) and the gradient of y (R, M, N)."""
+def pieces(rows: int) -> int:
+    """Into how many pieces as long as each other so many rows are cut."""
+    return math.gcd(rows, PIECES) if rows >= PIECES * LEAST_ROWS else 1
+
+
+def weight_pieces(grad: Tensor, x: Tensor) -> Tensor:
+    """What has to be added to be the gradient of a weight, (R, pieces, N, K), for x (R, M, K) and the gradient of y
+    (R, M, N)."""
     replicas, rows, width = x.shape
-    pieces = math.gcd(rows, PIECES) if rows >= PIECES * LEAST_ROWS else 1
-    a, b = (t.reshape(replicas * pieces, rows // pieces, t.shape[2]) for t in (grad, x))
-    return torch.bmm(a.mT, b).view(replicas, pieces, grad.shape[2], width).sum(1, dtype=dtype)
+    count = pieces(rows)
+    a, b = (t.reshape(replicas * count, rows // count, t.shape[2]) for t in (grad, x))
+    return torch.bmm(a.mT, b).view(replicas, count, grad.shape[2], width)
 
 
 INLINED = {forward: _product}
@@ -68,7 +74,7 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 @gradient.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+    return x.new_empty(x.shape), x.new_empty(len(x), pieces(x.shape[1]), *weight.shape[1:])
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -76,7 +82,9 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    return gradient(grad, *ctx.saved_tensors)
+    x, weight = ctx.saved_tensors
+    by_x, parts = gradient(grad, x, weight.to(x.dtype))
+    return by_x, parts.sum(1, dtype=weight.dtype)
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from zoology.kernels.embedding import embedding
+from zoology.kernels.embedding import column_numbers, embedding, row_numbers
 from zoology.kernels.linear import linear
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy
 from zoology.model import LanguageModel
 from zoology.tasks.base import IGNORE
-from zoology.training.dropout import column_numbers, row_dropout
 
 EMBEDDING = "embedding.weight"
 
@@ -128,14 +127,16 @@ class Stack:
             f"model.{entry.name}": _as_parameter(leaf, entry) for entry, leaf in zip(self.entries, leaves, strict=True)
         }
         table = weights[f"model.{EMBEDDING}"]
+        rows, columns = None, None
+        if dropout:
+            rows, columns = row_numbers(self.size, *tokens.shape, device=tokens.device), self._columns
+        embed = partial(embedding, dtype=self.compute, dropout=dropout)
         if self.size == 1:
-            x = embedding(table.squeeze(0), tokens, dtype=self.compute).unsqueeze(0)
+            x = embed(table.squeeze(0), tokens, None if rows is None else rows.squeeze(0), columns).unsqueeze(0)
         else:
-            x = vmap(partial(embedding, dtype=self.compute), in_dims=(0, None))(table, tokens)
+            x = vmap(embed, in_dims=(0, None, None if rows is None else 0, None))(table, tokens, rows, columns)
         device = x.device.type
         with torch.autocast(device, self.compute, enabled=self.compute is not None, cache_enabled=False):
-            if dropout:
-                x = row_dropout(x, dropout, self._columns)
 
             def run(weights: dict[str, Tensor], constant: dict[str, Tensor], x: Tensor) -> Tensor:
                 return functional_call(self._features, (weights, constant), (x, positions, context_length))

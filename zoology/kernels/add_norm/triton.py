@@ -92,7 +92,8 @@ def _sums(s: Tensor) -> Tensor:
 
 @torch.library.custom_op("zoology::add_norm", mutates_args=())
 def forward(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x and y (R, M, D), weight and bias (R, D) -> s, which is empty where y is None, and u."""
+    """x and y (R, M, D), weight and bias (R, D) -> s and u. Where y is None s is a copy of x, which the compiler does
+    without: so what else reads the stream has its gradient added in the same pass."""
     return _sum_and_norm(x, y, weight, bias, eps)
 
 
@@ -100,7 +101,7 @@ def _sum_and_norm(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps
     s = x if y is None else x + y
     wide = s.to(torch.promote_types(s.dtype, torch.float32))
     u = F.layer_norm(wide, s.shape[-1:], eps=eps) * weight.unsqueeze(1) + bias.unsqueeze(1)
-    return x.new_empty(0) if y is None else s, u.to(x.dtype)
+    return s.clone() if y is None else s, u.to(x.dtype)
 
 
 INLINED = {forward: _sum_and_norm}
@@ -108,7 +109,7 @@ INLINED = {forward: _sum_and_norm}
 
 @forward.register_fake
 def _(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(0 if y is None else x.shape), x.new_empty(x.shape)
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @torch.library.custom_op("zoology::add_norm_gradient", mutates_args=())
@@ -132,9 +133,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, by_s: Tensor | None, by_u: Tensor | None) -> tuple[Tensor | None, ...]:
     s, weight = ctx.saved_tensors
-    by_s = by_s if ctx.added else None
     if by_u is None:
-        return by_s, by_s, None, None, None
+        return by_s, by_s if ctx.added else None, None, None, None
     by_x, sums = gradient(by_u, by_s, s, weight, ctx.eps)
     return by_x, by_x if ctx.added else None, *sums.sum(1).to(weight.dtype).unbind(1), None
 
@@ -152,10 +152,8 @@ def _fold_all(tensors: tuple[Tensor | None, ...], dims: tuple[Any, ...], size: i
 
 
 @forward.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, int]]:
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
     s, u = forward(*_fold_all(args[:4], in_dims[:4], info.batch_size), args[4])
-    if args[1] is None:
-        return (s, unfold(u, info.batch_size)), (None, 0)
     return (unfold(s, info.batch_size), unfold(u, info.batch_size)), (0, 0)
 
 

@@ -4,7 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoology.kernels.embedding.dropout import drop
 
-def embedding(weight: Tensor, tokens: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """weight (V, D), tokens (...) -> (..., D)."""
-    return F.embedding(tokens, weight).to(dtype or weight.dtype)
+
+def embedding(
+    weight: Tensor,
+    tokens: Tensor,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """weight (V, D), tokens and rows (...), columns (D,) -> (..., D)."""
+    x = F.embedding(tokens, weight).to(dtype or weight.dtype)
+    return x if rows is None or columns is None else drop(x, rows, columns, dropout)

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from zoology.kernels.gated_short_conv.programs import gated_short_conv_gradient_kernel, gated_short_conv_kernel
-from zoology.kernels.linear import weight_gradient
+from zoology.kernels.linear import pieces, weight_pieces
 from zoology.kernels.replicas import fold, unfold
 from zoology.kernels.short_conv.triton import Blocks, blocks_of, channels_dense, constants, cut, limits, taps_dense
 
@@ -26,8 +26,8 @@ def gated_short_conv(x: Tensor, gate_weight: Tensor, gate_bias: Tensor, weight: 
     """
     limits(x, weight, None)
     autocast = torch.is_autocast_enabled(x.device.type)
-    narrow = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    return forward(*(a.unsqueeze(0) for a in (x, gate_weight, gate_bias, weight, bias)), narrow)[0].squeeze(0)
+    cast = gate_weight.detach().to(torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
+    return forward(*(a.unsqueeze(0) for a in (x, gate_weight, cast, gate_bias, weight, bias)))[0].squeeze(0)
 
 
 def forward_blocks(width: int) -> Blocks:
@@ -95,57 +95,60 @@ def _sums(x: Tensor, weight: Tensor, blocks: Blocks | None = None) -> Tensor:
 
 @torch.library.custom_op("zoology::gated_short_conv", mutates_args=())
 def forward(
-    x: Tensor, gate_weight: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor, narrow: torch.dtype
+    x: Tensor, gate_weight: Tensor, cast: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x (R, B, T, D), gate_weight (R, D, D), gate_bias (R, D), weight (R, D, k), bias (R, D) -> y (R, B, T, D), and the
-    product with gate_weight, (R, B T, D), for which both are rounded to the dtype `narrow`."""
-    z = torch.bmm(x.to(narrow).flatten(1, 2), gate_weight.to(narrow).mT)
+    """x (R, B, T, D), gate_weight (R, D, D), gate_bias (R, D), weight (R, D, k), bias (R, D) -> y (R, B, T, D), and z
+    (R, B T, D), the product with the gate's weight. `cast` is that weight, without a gradient, in the dtype of z."""
+    z = torch.bmm(x.to(cast.dtype).flatten(1, 2), cast.mT)
     return launch_forward(x, z, gate_bias, weight, bias), z
 
 
 @forward.register_fake
 def _(
-    x: Tensor, gate_weight: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor, narrow: torch.dtype
+    x: Tensor, gate_weight: Tensor, cast: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[1] * x.shape[2], x.shape[3], dtype=narrow)
+    return x.new_empty(x.shape), cast.new_empty(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
 
 
 @torch.library.custom_op("zoology::gated_short_conv_gradient", mutates_args=())
 def gradient(
-    grad: Tensor, x: Tensor, z: Tensor, gate_weight: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor, x: Tensor, z: Tensor, cast: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x and gate_weight for the gradient (R, B, T, D) of y, and what has to be added to be those of
-    the taps, the current token's first, of bias and of gate_bias: (R, P, k + 2, D) in float32."""
+    """The gradient of x for that of y (R, B, T, D); the `weight_pieces` of that of gate_weight; and what has to be
+    added to be those of the taps, the current token's first, of bias and of gate_bias: (R, P, k + 2, D) in float32."""
     by_x, by_z, sums = launch_backward(grad, x, z, gate_bias, weight, bias)
-    rows, narrow = by_x.flatten(1, 2), gate_weight.to(z.dtype)
+    rows = by_x.flatten(1, 2)
     if z.dtype == x.dtype:
-        rows.baddbmm_(by_z, narrow)
+        rows.baddbmm_(by_z, cast)
     else:
-        rows += torch.bmm(by_z, narrow)
-    return by_x, weight_gradient(by_z, x.to(z.dtype).flatten(1, 2), gate_weight.dtype), sums
+        rows += torch.bmm(by_z, cast)
+    return by_x, weight_pieces(by_z, x.to(z.dtype).flatten(1, 2)), sums
 
 
 @gradient.register_fake
 def _(
-    grad: Tensor, x: Tensor, z: Tensor, gate_weight: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor, x: Tensor, z: Tensor, cast: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), gate_weight.new_empty(gate_weight.shape), _sums(x, weight)
+    parts = cast.new_empty(len(cast), pieces(z.shape[1]), *cast.shape[1:])
+    return x.new_empty(x.shape), parts, _sums(x, weight)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, gate_weight, gate_bias, weight, bias, _ = inputs
-    ctx.save_for_backward(x, output[1], gate_weight, gate_bias, weight, bias)
+    x, gate_weight, cast, gate_bias, weight, bias = inputs
+    ctx.dtype = gate_weight.dtype
+    ctx.save_for_backward(x, output[1], cast, gate_bias, weight, bias)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, by_z: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    x, z, gate_weight, gate_bias, weight, bias = ctx.saved_tensors
-    by_x, by_gate_weight, sums = gradient(grad, x, z, gate_weight, gate_bias, weight, bias)
+    x, z, cast, gate_bias, weight, bias = ctx.saved_tensors
+    by_x, parts, sums = gradient(grad, x, z, cast, gate_bias, weight, bias)
     *by_taps, by_bias, by_gate_bias = sums.sum(1).unbind(1)
     by_weight = torch.stack(by_taps[::-1], dim=2).to(weight.dtype)
-    return by_x, by_gate_weight, by_gate_bias.to(gate_bias.dtype), by_weight, by_bias.to(bias.dtype), None
+    by_gate_weight = parts.sum(1, dtype=ctx.dtype)
+    return by_x, by_gate_weight, None, by_gate_bias.to(gate_bias.dtype), by_weight, by_bias.to(bias.dtype)
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:
@@ -156,14 +159,17 @@ forward.register_autograd(_backward, setup_context=_setup)
 gradient.register_autograd(_no_second)
 
 
+def _folded(info: Any, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims, strict=True)]
+
+
 @forward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    folded = (fold(x, dim, info.batch_size) for x, dim in zip(args[:5], in_dims[:5], strict=True))
-    y, z = forward(*folded, args[5])
+def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    y, z = forward(*_folded(info, in_dims, tensors))
     return (unfold(y, info.batch_size), unfold(z, info.batch_size)), (0, 0)
 
 
 @gradient.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-    found = gradient(*(fold(x, dim, info.batch_size) for x, dim in zip(args, in_dims, strict=True)))
+def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    found = gradient(*_folded(info, in_dims, tensors))
     return tuple(unfold(x, info.batch_size) for x in found), (0, 0, 0)

@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from zoology.training.dropout import column_numbers, row_dropout
+from zoology.kernels.embedding.dropout import column_numbers, drop, row_numbers
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
 def test_elements_are_dropped_as_often_as_asked_and_not_together(p):
     torch.manual_seed(0)
     rows, width = 40000, 96
-    y = row_dropout(torch.ones(rows, width), p, column_numbers(width, torch.device("cpu")))
+    y = drop(torch.ones(rows, width), row_numbers(rows, device=CPU), column_numbers(width, CPU), p)
     kept = y != 0
     torch.testing.assert_close(y[kept], torch.full((int(kept.sum()),), 1 / (1 - p)))
     x = (kept.double() - (1 - p)) / (p * (1 - p)) ** 0.5
@@ -23,22 +25,22 @@ def test_elements_are_dropped_as_often_as_asked_and_not_together(p):
 
 
 def test_the_generator_says_which():
-    columns = column_numbers(16, torch.device("cpu"))
+    columns = column_numbers(16, CPU)
     results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        results.append(row_dropout(torch.ones(3, 5, 16), 0.5, columns))
+        results.append(drop(torch.ones(3, 5, 16), row_numbers(3, 5, device=CPU), columns, 0.5))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
 def test_columns_of_a_wide_model_are_all_different():
-    assert column_numbers(4096, torch.device("cpu")).unique().numel() == 4096
+    assert column_numbers(4096, CPU).unique().numel() == 4096
 
 
 def test_gradients_pass_where_elements_did():
     x = torch.randn(7, 16).bfloat16().requires_grad_()
-    y = row_dropout(x, 0.25, column_numbers(16, torch.device("cpu")))
+    y = drop(x, row_numbers(7, device=CPU), column_numbers(16, CPU), 0.25)
     assert y.dtype == torch.bfloat16
     (by_x,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(by_x == 0, y == 0)
