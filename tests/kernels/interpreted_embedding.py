@@ -88,7 +88,8 @@ def test_what_was_dropped_passes_no_gradient(n, v, d, kind):
     rng = torch.Generator().manual_seed(0)
     tokens = tokens_of(kind, n, v, rng)
     weight = torch.randn(v, d, generator=rng).requires_grad_()
-    numbers = (row_numbers(n, device=weight.device), column_numbers(d, weight.device))
+    columns = column_numbers(d, weight.device)
+    numbers = (row_numbers(columns, n), columns)
     got, want = (embedding(weight, tokens, *numbers, dropout=0.3, implementation=i) for i in ("triton", "reference"))
     assert torch.equal(got, want)
     assert n * d < 100 or 0.1 < float((got == 0).float().mean()) < 0.5
@@ -102,8 +103,8 @@ def test_models_drop_what_their_own_numbers_say(own):
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 20, 16, generator=rng).requires_grad_()
     tokens = torch.randint(20, (2, 25), generator=rng)
-    rows = row_numbers(*((3, 2, 25) if own else (2, 25)), device=weight.device)
     columns = column_numbers(16, weight.device)
+    rows = row_numbers(columns, *((3, 2, 25) if own else (2, 25)))
 
     def op(w, r, name="triton"):
         return embedding(w, tokens, r, columns, dropout=0.5, implementation=name)
@@ -160,7 +161,8 @@ def test_the_ops_hold_what_torch_asks_of_them():
     rng = torch.Generator().manual_seed(0)
     weight, tokens = torch.randn(2, 20, 16, generator=rng), torch.randint(20, (1, 30), generator=rng)
     grad = torch.randn(2, 30, 16, generator=rng)
-    numbers = (row_numbers(2, 30, device=grad.device), column_numbers(16, grad.device))
+    columns = column_numbers(16, grad.device)
+    numbers = (row_numbers(columns, 2, 30), columns)
     for rows, columns, dropout in ((None, None, 0.0), (*numbers, 0.2)):
         torch.library.opcheck(triton.forward, (weight.requires_grad_(), tokens, rows, columns, torch.float32, dropout))
         torch.library.opcheck(triton.gradient, (grad, tokens, rows, columns, 20, dropout))

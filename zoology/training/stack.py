@@ -129,7 +129,7 @@ class Stack:
         table = weights[f"model.{EMBEDDING}"]
         rows, columns = None, None
         if dropout:
-            rows, columns = row_numbers(self.size, *tokens.shape, device=tokens.device), self._columns
+            rows, columns = row_numbers(self._columns, self.size, *tokens.shape), self._columns
         embed = partial(embedding, dtype=self.compute, dropout=dropout)
         if self.size == 1:
             x = embed(table.squeeze(0), tokens, None if rows is None else rows.squeeze(0), columns).unsqueeze(0)

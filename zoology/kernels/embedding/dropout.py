@@ -5,15 +5,30 @@ modulo 2^32 is small: multiplicative hashing, as in `zoology.kernels.attention`.
 kernel that reads rows in any order can drop their elements.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 GOLDEN = 0x9E3779B9
 
 
-def row_numbers(*shape: int, device: torch.device) -> Tensor:
-    """(*shape) int32: random odd numbers of 32 bits, by the generator of the device."""
-    return torch.randint(2**31 - 1, shape, dtype=torch.int32, device=device) * 2 + 1
+@torch.library.custom_op("zoology::row_numbers", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _row_numbers(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.randint(2**31 - 1, shape, dtype=torch.int32, device=like.device).mul_(2).add_(1)
+
+
+@_row_numbers.register_fake
+def _(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return like.new_empty(shape, dtype=torch.int32)
+
+
+def row_numbers(columns: Tensor, *shape: int) -> Tensor:
+    """(*shape) int32: random odd numbers of 32 bits, by the generator of the device of the columns' numbers.
+
+    An op that the compiler does not see into: it would make a row's number once for each of its elements.
+    """
+    return _row_numbers(columns, shape)
 
 
 def column_numbers(width: int, device: torch.device) -> Tensor:

@@ -258,7 +258,7 @@ def weight_kernel(
     hidden += replica * stride_h + begin * D
     at_row = replica * M + begin
     length = tl.minimum(M - begin, piece).to(tl.int32)
-    if EXACT or tl.load(signed + replica) > 0:
+    if EXACT or tl.load(signed) > 0:
         acc = pulls(log_sum + at_row, grad + at_row, hidden, w, length, D, ROWS, IDS, WIDTH, EVEN, True)
     else:
         # No gradient is negative, as a mean's is not: its logarithm is in `shifted`, and nothing is multiplied. With

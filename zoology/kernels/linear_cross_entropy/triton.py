@@ -9,7 +9,6 @@ Hopper. `zoology.kernels.hopper` checks at first use.
 Letters: R replicas, M rows, V vocabulary, D width, S pieces of the rows.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -117,7 +116,7 @@ def pieces(replicas: int, rows: int, ids: int, blocks: Blocks, processors: int) 
 
 
 class Factors(NamedTuple):
-    """What a gradient of the loss says of each row, (R, M) in float32 but for `signed`, (R,).
+    """What a gradient of the loss says of each row, (R, M) in float32, and of all, `signed`.
 
     grad: itself, 0 where the target is ignored.
     shifted: the exponent of 2 that, taken off a logit's, leaves p grad; no number where grad is negative.
@@ -137,10 +136,7 @@ def factors(
     """Of the gradient (R, M) of the loss, for products in `dtype`. Plain PyTorch, which torch.compile fuses."""
     grad = grad.to(torch.float32).masked_fill(targets == ignore_index, 0.0)
     rounded = ((-loss).exp() * grad).to(dtype).float()
-    # In two steps, as a reduction of few and long rows is slow.
-    parts = math.gcd(grad.shape[1], 64) or 1
-    signed = ~(grad >= 0).unflatten(1, (parts, -1)).all(-1).all(-1)
-    return Factors(grad, log_sum - grad.log2(), rounded - (-loss).expm1() * grad, signed)
+    return Factors(grad, log_sum - grad.log2(), rounded - (-loss).expm1() * grad, ~(grad >= 0).all())
 
 
 def launch_backward(
@@ -315,7 +311,10 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ..
 @weight_gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     size = info.batch_size
-    *by_loss, hidden, cast = (fold(x, dim, size) for x, dim in zip(args[:6], in_dims[:6], strict=True))
+    signed = args[3].any()
+    pairs = zip(args[:3] + args[4:6], in_dims[:3] + in_dims[4:6], strict=True)
+    grad, shifted, scale, hidden, cast = (fold(x, dim, size) for x, dim in pairs)
     targets = fold_shared(args[6], in_dims[6], size, hidden.shape[0] // size)
-    out = weight_gradient(*by_loss, hidden, cast, targets, fold(args[7], in_dims[7], size), args[8])
+    log_sum = fold(args[7], in_dims[7], size)
+    out = weight_gradient(grad, shifted, scale, signed, hidden, cast, targets, log_sum, args[8])
     return unfold(out, size), 0
