@@ -88,14 +88,16 @@ def test_what_was_dropped_passes_no_gradient(n, v, d, kind):
     rng = torch.Generator().manual_seed(0)
     tokens = tokens_of(kind, n, v, rng)
     weight = torch.randn(v, d, generator=rng).requires_grad_()
+    torch.manual_seed(0)  # the rows' numbers are of torch's own generator
     columns = column_numbers(d, weight.device)
     numbers = (row_numbers(columns, n), columns)
     got, want = (embedding(weight, tokens, *numbers, dropout=0.3, implementation=i) for i in ("triton", "reference"))
     assert torch.equal(got, want)
     assert n * d < 100 or 0.1 < float((got == 0).float().mean()) < 0.5
     grad = torch.randn(n, d, generator=rng)
-    a, b = (torch.autograd.grad(x, weight, grad)[0] for x in (got, want))
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    (by_weight,) = torch.autograd.grad(got, weight, grad)
+    exact = scattered((grad * (got != 0) / 0.7).unsqueeze(0), tokens, v)[0]
+    torch.testing.assert_close(by_weight.double(), exact, rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -103,6 +105,7 @@ def test_models_drop_what_their_own_numbers_say(own):
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 20, 16, generator=rng).requires_grad_()
     tokens = torch.randint(20, (2, 25), generator=rng)
+    torch.manual_seed(0)
     columns = column_numbers(16, weight.device)
     rows = row_numbers(columns, *((3, 2, 25) if own else (2, 25)))
 
@@ -161,6 +164,7 @@ def test_the_ops_hold_what_torch_asks_of_them():
     rng = torch.Generator().manual_seed(0)
     weight, tokens = torch.randn(2, 20, 16, generator=rng), torch.randint(20, (1, 30), generator=rng)
     grad = torch.randn(2, 30, 16, generator=rng)
+    torch.manual_seed(0)
     columns = column_numbers(16, grad.device)
     numbers = (row_numbers(columns, 2, 30), columns)
     for rows, columns, dropout in ((None, None, 0.0), (*numbers, 0.2)):
