@@ -81,7 +81,7 @@ def test_every_block_size_gives_the_same():
             near(a, b)
 
 
-@pytest.mark.parametrize(("bias", "state"), BOTH)
+@pytest.mark.parametrize(("bias", "state"), BOTH[::3])
 @pytest.mark.parametrize("taps", [1, 2, 4, 8])
 @pytest.mark.parametrize(("length", "unroll"), [(8, 4), (2, 2)])
 def test_segments_meet(monkeypatch, length, unroll, taps, bias, state):
