@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold_all, unfold
 
 PIECES, LEAST_ROWS = 16, 128
 """Into how many pieces rows are cut, and the rows that a piece must have to be worth it."""
@@ -97,11 +97,10 @@ gradient.register_autograd(_no_second)
 
 @forward.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-    folded = (fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims, strict=True))
-    return unfold(forward(*folded), info.batch_size), 0
+    return unfold(forward(*fold_all(tensors, in_dims, info.batch_size)), info.batch_size), 0
 
 
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    folded = (fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims, strict=True))
-    return tuple(unfold(x, info.batch_size) for x in gradient(*folded)), (0, 0)
+    found = gradient(*fold_all(tensors, in_dims, info.batch_size))
+    return tuple(unfold(x, info.batch_size) for x in found), (0, 0)

@@ -4,6 +4,7 @@ kernel's registers are limited."""
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ def fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     """
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.flatten(0, 1)
+
+
+def fold_all(tensors: Iterable[Tensor | None], dims: Iterable[int | None], size: int) -> list[Tensor | None]:
+    """`fold` of each, None for None."""
+    return [None if x is None else fold(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
 
 
 def fold_shared(x: Tensor, dim: int | None, size: int, replicas: int) -> Tensor:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold_all, unfold
 
 TILE, LEAST_PIECE, PIECES, STAGES = 2048, 256, 256, 3
 """Elements that a program has at a time; rows of a piece, and pieces of a replica, before pieces grow; and tiles in
@@ -147,17 +147,13 @@ forward.register_autograd(_backward, setup_context=_setup)
 gradient.register_autograd(_no_second)
 
 
-def _fold_all(tensors: tuple[Tensor | None, ...], dims: tuple[Any, ...], size: int) -> list[Tensor | None]:
-    return [None if x is None else fold(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
-
-
 @forward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    s, u = forward(*_fold_all(args[:4], in_dims[:4], info.batch_size), args[4])
+    s, u = forward(*fold_all(args[:4], in_dims[:4], info.batch_size), args[4])
     return (unfold(s, info.batch_size), unfold(u, info.batch_size)), (0, 0)
 
 
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    found = gradient(*_fold_all(args[:4], in_dims[:4], info.batch_size), args[4])
+    found = gradient(*fold_all(args[:4], in_dims[:4], info.batch_size), args[4])
     return tuple(unfold(x, info.batch_size) for x in found), (0, 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoology.kernels.attention.checks import check
 from zoology.kernels.attention.launch import launch_backward, launch_forward
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold_all, unfold
 
 
 @torch.library.custom_op("zoology::attention", mutates_args=())
@@ -77,20 +77,16 @@ forward.register_autograd(_backward, setup_context=_setup)
 gradient.register_autograd(_no_second)
 
 
-def _fold_all(tensors: tuple[Tensor | None, ...], dims: tuple[Any, ...], size: int) -> list[Tensor | None]:
-    return [None if x is None else fold(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
-
-
 @forward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
-    return tuple(unfold(x, size) for x in forward(*_fold_all(args[:4], in_dims[:4], size), *args[4:])), (0, 0)
+    return tuple(unfold(x, size) for x in forward(*fold_all(args[:4], in_dims[:4], size), *args[4:])), (0, 0)
 
 
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
-    return tuple(unfold(x, size) for x in gradient(*_fold_all(args[:7], in_dims[:7], size), *args[7:])), (0, 0, 0)
+    return tuple(unfold(x, size) for x in gradient(*fold_all(args[:7], in_dims[:7], size), *args[7:])), (0, 0, 0)
 
 
 @torch.library.custom_op("zoology::self_attention", mutates_args=())
@@ -139,10 +135,10 @@ self_gradient.register_autograd(_no_second)
 @self_forward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     size = info.batch_size
-    return tuple(unfold(x, size) for x in self_forward(*_fold_all(args[:2], in_dims[:2], size), *args[2:])), (0, 0)
+    return tuple(unfold(x, size) for x in self_forward(*fold_all(args[:2], in_dims[:2], size), *args[2:])), (0, 0)
 
 
 @self_gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     size = info.batch_size
-    return unfold(self_gradient(*_fold_all(args[:5], in_dims[:5], size), *args[5:]), size), 0
+    return unfold(self_gradient(*fold_all(args[:5], in_dims[:5], size), *args[5:]), size), 0

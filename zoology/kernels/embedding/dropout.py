@@ -47,7 +47,10 @@ def limit(probability: float) -> int:
     return round((probability - 0.5) * 2**32)
 
 
-def drop(x: Tensor, rows: Tensor, columns: Tensor, probability: float) -> Tensor:
-    """x (..., D) with elements dropped, the others 1 / (1 - probability) times as large; rows (...), columns (D,)."""
+def drop(x: Tensor, rows: Tensor | None, columns: Tensor | None, probability: float) -> Tensor:
+    """x (..., D) with elements dropped, the others 1 / (1 - probability) times as large; rows (...), columns (D,).
+    Without these, x."""
+    if rows is None or columns is None:
+        return x
     gone = rows.unsqueeze(-1) * columns < limit(probability)  # products of int32 wrap
     return torch.where(gone, 0.0, x * (1 / (1 - probability)))

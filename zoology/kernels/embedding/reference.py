@@ -17,5 +17,4 @@ def embedding(
     dropout: float = 0.0,
 ) -> Tensor:
     """weight (V, D), tokens and rows (...), columns (D,) -> (..., D)."""
-    x = F.embedding(tokens, weight).to(dtype or weight.dtype)
-    return x if rows is None or columns is None else drop(x, rows, columns, dropout)
+    return drop(F.embedding(tokens, weight).to(dtype or weight.dtype), rows, columns, dropout)

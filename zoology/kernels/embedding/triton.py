@@ -9,7 +9,7 @@ that were dropped are dropped again as they are read: there is no pass over memo
 Letters: R replicas, Q token lists (R, or 1 that all share), N tokens, V vocabulary, D width, W window.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -128,29 +128,15 @@ def _segments_kernel(
     tl.store(out + at, acc, mask=known[:, None] & wide[None, :])
 
 
-class Drop(NamedTuple):
-    """Which elements of rows are dropped: rows (R, N) or (1, N), columns (D,), and the probability; see `dropout`."""
-
-    rows: Tensor
-    columns: Tensor
-    probability: float
-
-
-def _drop(rows: Tensor | None, columns: Tensor | None, probability: float) -> Drop | None:
-    return None if rows is None or columns is None else Drop(rows, columns, probability)
-
-
-def _words(drop: Drop | None, instead: Tensor) -> dict[str, Any]:
-    """What kernels are told of it; `instead` of a tensor that is not read."""
-    if drop is None:
-        return {"rows": instead, "columns": instead, "rows_r": 0, "limit": 0, "rate": 1.0, "DROP": False}
-    rows, columns, probability = drop
+def _words(rows: Tensor | None, columns: Tensor | None, dropout: float, instead: Tensor) -> dict[str, Any]:
+    """What kernels are told of dropout: rows (R, N) or (1, N), columns (D,); `instead` of a tensor that is not read."""
+    if rows is None or columns is None:
+        return {"rows": instead, "columns": instead, "rows_r": 0, "limit": 0, "DROP": False}
     return {
         "rows": rows.contiguous(),
         "columns": columns.contiguous(),
         "rows_r": rows.shape[1] if rows.shape[0] > 1 else 0,
-        "limit": limit(probability),
-        "rate": 1 / (1 - probability),
+        "limit": limit(dropout),
         "DROP": True,
     }
 
@@ -161,7 +147,14 @@ def window(n: int) -> int:
 
 
 def launch(
-    grad: Tensor, tokens: Tensor, vocab_size: int, scale: Tensor | None = None, drop: Drop | None = None
+    grad: Tensor,
+    tokens: Tensor,
+    vocab_size: int,
+    *,
+    scale: Tensor | None = None,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Both kernels: grad (R, N, D), of rows `scale` (R, N) times as large and without what was dropped, tokens (R, N)
     or (1, N) -> (R, V, D) float32. Tokens outside of 0 .. V - 1 are left out."""
@@ -177,8 +170,7 @@ def launch(
     starts = torch.searchsorted(ids, bounds.contiguous(), out_int32=True)
     grad = grad.contiguous()
     words = {"scale": grad if scale is None else scale.contiguous(), "SCALED": scale is not None, "D": d}
-    words |= _words(drop, grad)
-    rate = words.pop("rate")
+    words |= _words(rows, columns, dropout, grad)
     size, width = window(n), min(128, max(16, triton.next_power_of_2(d)))
     out = grad.new_empty(replicas, vocab_size, d, dtype=torch.float32)
     sums = grad.new_empty(replicas, n // size, d, dtype=torch.float32)
@@ -191,7 +183,7 @@ def launch(
     together = 1024 // width
     _segments_kernel[(triton.cdiv(vocab_size, together), replicas, triton.cdiv(d, width))](
         grad, order=order, starts=starts, sums=sums, out=out, N=n, V=vocab_size, stride_order=each,
-        stride_starts=vocab_size + 1 if each else 0, rate=rate,
+        stride_starts=vocab_size + 1 if each else 0, rate=1 / (1 - dropout),
         WINDOW=size, IDS=together, TOGETHER=TOGETHER, WIDTH=width, num_warps=4, **words,
     )  # fmt: skip
     return out
@@ -223,7 +215,7 @@ def forward(
         each = max(1, 2048 // width)
         _rows_kernel[(triton.cdiv(n, each), replicas)](
             weight, tokens, out=out, N=n, weight_r=weight.stride(0), each=n if tokens.shape[0] > 1 else 0,
-            D=d, ROWS=each, WIDTH=width, **_words(_drop(rows, columns, dropout), weight),
+            D=d, ROWS=each, WIDTH=width, rate=1 / (1 - dropout), **_words(rows, columns, dropout, weight),
         )  # fmt: skip
     return out
 
@@ -236,7 +228,7 @@ def _rows(
         x = weight[:, tokens.squeeze(0)].to(dtype)
     else:
         x = weight.gather(1, tokens.unsqueeze(-1).expand(-1, -1, weight.shape[2])).to(dtype)
-    return x if rows is None or columns is None else drop(x, rows, columns, dropout)
+    return drop(x, rows, columns, dropout)
 
 
 INLINED = {forward: _rows}
@@ -254,7 +246,7 @@ def gradient(
     grad: Tensor, tokens: Tensor, rows: Tensor | None, columns: Tensor | None, vocab_size: int, dropout: float
 ) -> Tensor:
     """grad (R, N, D), tokens (R, N) or (1, N) -> (R, V, D) float32: each id's rows of `grad`, summed."""
-    return launch(grad, tokens, vocab_size, drop=_drop(rows, columns, dropout))
+    return launch(grad, tokens, vocab_size, rows=rows, columns=columns, dropout=dropout)
 
 
 @gradient.register_fake

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoology.kernels.gated_short_conv.programs import gated_short_conv_gradient_kernel, gated_short_conv_kernel
 from zoology.kernels.linear import pieces, weight_pieces
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold_all, unfold
 from zoology.kernels.short_conv.triton import Blocks, blocks_of, channels_dense, constants, cut, limits, taps_dense
 
 
@@ -159,17 +159,13 @@ forward.register_autograd(_backward, setup_context=_setup)
 gradient.register_autograd(_no_second)
 
 
-def _folded(info: Any, in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    return [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims, strict=True)]
-
-
 @forward.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    y, z = forward(*_folded(info, in_dims, tensors))
+    y, z = forward(*fold_all(tensors, in_dims, info.batch_size))
     return (unfold(y, info.batch_size), unfold(z, info.batch_size)), (0, 0)
 
 
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-    found = gradient(*_folded(info, in_dims, tensors))
+    found = gradient(*fold_all(tensors, in_dims, info.batch_size))
     return tuple(unfold(x, info.batch_size) for x in found), (0, 0, 0)

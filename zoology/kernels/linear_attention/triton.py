@@ -15,7 +15,7 @@ from zoology.kernels import hopper
 from zoology.kernels.linear_attention.exact import exact
 from zoology.kernels.linear_attention.launch import Options, States, launch_backward, launch_forward, width
 from zoology.kernels.linear_attention.monomials import kept
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold, fold_all, unfold
 
 MAX_KEY, MAX_VALUE = 256, 128
 CHUNK, MAX_CHUNK = 128, 2048
@@ -223,10 +223,6 @@ def _backward(
 forward.register_autograd(_backward, setup_context=_setup)
 
 
-def _fold_all(tensors: tuple[Tensor | None, ...], dims: tuple[Any, ...], size: int) -> list[Tensor | None]:
-    return [None if x is None else fold(x, dim, size) for x, dim in zip(tensors, dims, strict=True)]
-
-
 @forward.register_vmap
 def _(
     info: Any,
@@ -242,13 +238,13 @@ def _(
     size = info.batch_size
     if log_decay is not None and (in_dims[3] is not None or log_decay.shape[0] > 1):  # else one row for all replicas
         log_decay = fold(log_decay, in_dims[3], size)
-    q, k, v, kv, z = _fold_all((q, k, v, kv, z), in_dims[:3] + in_dims[4:6], size)
+    q, k, v, kv, z = fold_all((q, k, v, kv, z), in_dims[:3] + in_dims[4:6], size)
     return tuple(unfold(x, size) for x in forward(q, k, v, log_decay, kv, z, *options)), (0,) * 6
 
 
 @backward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    tensors = _fold_all(args[:13], in_dims[:13], info.batch_size)
+    tensors = fold_all(args[:13], in_dims[:13], info.batch_size)
     return tuple(unfold(x, info.batch_size) for x in backward(*tensors, *args[13:])), (0,) * 6
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold_all, unfold
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HALF_ROOT = tl.constexpr(0.5**0.5)
@@ -193,6 +193,5 @@ step.register_autograd(_no_gradient)
 
 @step.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    size, tensors = info.batch_size, zip(args[:6], in_dims[:6], strict=True)
-    out = step(*(None if x is None else fold(x, dim, size) for x, dim in tensors), *args[6:])
-    return tuple(unfold(x, size) for x in out), (0, 0, 0)
+    out = step(*fold_all(args[:6], in_dims[:6], info.batch_size), *args[6:])
+    return tuple(unfold(x, info.batch_size) for x in out), (0, 0, 0)

@@ -162,7 +162,7 @@ def launch_backward(
     out = weight.new_empty(parts, replicas, v, d, dtype=dtype if parts == 1 else torch.float32)
     hidden, weight = _rows(hidden), _rows(weight.to(hidden.dtype))
     grad, shifted, scale, signed = (x.contiguous() for x in by_loss)
-    own = embedding.launch(hidden, targets, v, scale)
+    own = embedding.launch(hidden, targets, v, scale=scale)
     weight_kernel[(parts * replicas * triton.cdiv(v, b.ids),)](
         grad, signed, hidden, weight, log_sum.contiguous(), shifted, own, out, replicas, count, v,
         _stride(hidden), _stride(weight), piece,

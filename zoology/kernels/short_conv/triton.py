@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from zoology.kernels.replicas import fold, register_limit, unfold
+from zoology.kernels.replicas import fold_all, register_limit, unfold
 from zoology.kernels.short_conv.programs import (
     short_conv_gradient_kernel,
     short_conv_kernel,
@@ -253,23 +253,18 @@ step.register_autograd(_step_backward, setup_context=_setup)
 gradient.register_autograd(_no_second)
 
 
-def _folded(info: Any, in_dims: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    pairs = zip(tensors, in_dims, strict=True)
-    return [None if x is None else fold(x, dim, info.batch_size) for x, dim in pairs]
-
-
 @forward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, int]:
-    return unfold(forward(*_folded(info, in_dims, tensors)), info.batch_size), 0
+    return unfold(forward(*fold_all(tensors, in_dims, info.batch_size)), info.batch_size), 0
 
 
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    out = gradient(*_folded(info, in_dims, tensors))
+    out = gradient(*fold_all(tensors, in_dims, info.batch_size))
     return tuple(unfold(x, info.batch_size) for x in out), (0, 0, 0, 0)
 
 
 @step.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    out = step(*_folded(info, in_dims, tensors))
+    out = step(*fold_all(tensors, in_dims, info.batch_size))
     return tuple(unfold(x, info.batch_size) for x in out), (0, 0)

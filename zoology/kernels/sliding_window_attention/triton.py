@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoology.kernels import hopper
-from zoology.kernels.replicas import fold, unfold
+from zoology.kernels.replicas import fold_all, unfold
 
 MAX_WIDTH = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -321,11 +321,11 @@ gradient.register_autograd(_no_second)
 
 @forward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Any, ...]:
-    folded = (fold(x, dim, info.batch_size) for x, dim in zip((q, k, v), in_dims[:3], strict=True))
+    folded = fold_all((q, k, v), in_dims[:3], info.batch_size)
     return tuple(unfold(x, info.batch_size) for x in forward(*folded, window)), (0, 0)
 
 
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, ...]:
-    folded = (fold(x, dim, info.batch_size) for x, dim in zip(args[:-1], in_dims[:-1], strict=True))
+    folded = fold_all(args[:-1], in_dims[:-1], info.batch_size)
     return tuple(unfold(x, info.batch_size) for x in gradient(*folded, args[-1])), (0, 0, 0)
