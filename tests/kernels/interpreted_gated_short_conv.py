@@ -153,7 +153,7 @@ def test_the_ops_hold_what_torch_asks_of_them():
     needing = [a.clone().requires_grad_(i != 2) for i, a in enumerate(arguments)]
     torch.library.opcheck(triton.forward, needing, test_utils=checks)
     y, z = triton.forward(*arguments)
-    back = (torch.ones_like(y), x, z, *arguments[2:])
+    back = (torch.ones_like(y), x, z, *arguments[2:], torch.float32)
     torch.library.opcheck(triton.gradient, back, test_utils=checks)
 
 

@@ -95,15 +95,6 @@ def test_segments_meet(monkeypatch, length, unroll, taps, bias, state):
         compare(inputs(batch, time, 19, taps, bias=bias, state=state))
 
 
-def test_more_tiles_than_are_added_at_once(monkeypatch):
-    x, weight, bias, _ = (a.detach().unsqueeze(0) for a in inputs(3, 170, 2, 2))
-    want = triton.gradient(x, x, weight, bias, None)
-    monkeypatch.setattr(triton, "TOGETHER", 16)
-    got = triton.launch_backward(x, x, weight, bias, None, triton.Blocks(2, 16, 4, 8, 4, None))  # 33 tiles
-    for a, b in zip(got, want, strict=True):
-        near(a, b)
-
-
 @pytest.mark.parametrize("layout", ["channels of more", "time first", "time last", "a broadcast gradient"])
 def test_any_layout(layout):
     x, weight, bias, state = inputs(3, 20, 6, 4)

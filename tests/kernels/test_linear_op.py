@@ -87,7 +87,7 @@ def test_the_ops_hold_what_torch_asks_of_them():
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(module.forward, (x, weight), test_utils=checks)
     grad = torch.ones(1, 2048, 7, dtype=torch.float64)
-    torch.library.opcheck(module.gradient, (grad, x.detach(), weight.detach()), test_utils=checks)
+    torch.library.opcheck(module.gradient, (grad, x.detach(), weight.detach(), torch.float32), test_utils=checks)
 
 
 def test_a_second_derivative_is_refused():

@@ -45,23 +45,17 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("zoology::linear_gradient", mutates_args=())
-def gradient(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of x for that of y (R, M, N), and the `weight_pieces` of that of weight; all in one dtype."""
-    return torch.bmm(grad, weight), weight_pieces(grad, x)
+def gradient(grad: Tensor, x: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradient of x for that of y (R, M, N), all in one dtype; and that of the weight, in its own `dtype`."""
+    return torch.bmm(grad, weight), weight_gradient(grad, x, dtype)
 
 
-def pieces(rows: int) -> int:
-    """Into how many pieces as long as each other so many rows are cut."""
-    return math.gcd(rows, PIECES) if rows >= PIECES * LEAST_ROWS else 1
-
-
-def weight_pieces(grad: Tensor, x: Tensor) -> Tensor:
-    """What has to be added to be the gradient of a weight, (R, pieces, N, K), for x (R, M, K) and the gradient of y
-    (R, M, N)."""
+def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of a weight, (R, N, K) in some dtype, for x (R, M, K) and the gradient of y (R, M, N)."""
     replicas, rows, width = x.shape
-    count = pieces(rows)
-    a, b = (t.reshape(replicas * count, rows // count, t.shape[2]) for t in (grad, x))
-    return torch.bmm(a.mT, b).view(replicas, count, grad.shape[2], width)
+    pieces = math.gcd(rows, PIECES) if rows >= PIECES * LEAST_ROWS else 1
+    a, b = (t.reshape(replicas * pieces, rows // pieces, t.shape[2]) for t in (grad, x))
+    return torch.bmm(a.mT, b).view(replicas, pieces, grad.shape[2], width).sum(1, dtype=dtype)
 
 
 INLINED = {forward: _product}
@@ -73,8 +67,8 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @gradient.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(len(x), pieces(x.shape[1]), *weight.shape[1:])
+def _(grad: Tensor, x: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape, dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -83,8 +77,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, weight = ctx.saved_tensors
-    by_x, parts = gradient(grad, x, weight.to(x.dtype))
-    return by_x, parts.sum(1, dtype=weight.dtype)
+    return gradient(grad, x, weight.to(x.dtype), weight.dtype)
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:
@@ -101,6 +94,6 @@ def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Ten
 
 
 @gradient.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    found = gradient(*fold_all(tensors, in_dims, info.batch_size))
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+    found = gradient(*fold_all(args[:3], in_dims[:3], info.batch_size), args[3])
     return tuple(unfold(x, info.batch_size) for x in found), (0, 0)

@@ -44,6 +44,11 @@ def choose(implementation: str | None, device: torch.device) -> str:
     return implementation
 
 
+def channels_dense(x: Tensor) -> Tensor:
+    """A tensor whose last axis lies dense and whose tokens are near enough to count in 32 bits; others any stride."""
+    return x if x.stride(-1) == 1 and 0 <= x.stride(-2) < 2**22 else x.contiguous()
+
+
 def register_limit(registers: int | None) -> dict[str, int]:
     """Registers of a thread at most, as a Triton kernel's keyword; none where there is no limit, as not every GPU's
     compiler knows of one."""

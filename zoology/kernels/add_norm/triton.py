@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoology.kernels.pieces import add_pieces
 from zoology.kernels.replicas import fold_all, unfold
 
 TILE, LEAST_PIECE, PIECES, STAGES = 2048, 256, 256, 3
@@ -62,32 +63,21 @@ def _gradient_kernel(
 def launch(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See `gradient`."""
     replicas, count, d = s.shape
-    by_x, sums = s.new_empty(s.shape), _sums(s)
+    by_x, wide = s.new_empty(s.shape), torch.promote_types(s.dtype, torch.float32)
     if not s.numel():
-        return by_x, sums
-    wide, pieces = sums.dtype, sums.shape[1]
+        return by_x, s.new_zeros(replicas, 2, d, dtype=wide)
     width = triton.next_power_of_2(d)
-    rows, piece = _cut(count, d)
+    rows = max(1, TILE // width)
+    piece = max(LEAST_PIECE, triton.cdiv(triton.cdiv(count, PIECES), rows) * rows)
+    pieces = triton.cdiv(count, piece)
+    sums = s.new_empty(replicas, pieces, 2, d, dtype=wide)
     by_s = None if by_s is None else by_s.contiguous()
     options = {"D": d, "ROWS": rows, "WIDTH": width, "WIDE": tl.float64 if wide == torch.float64 else tl.float32}
     _gradient_kernel[(replicas * pieces,)](
         by_u.contiguous(), s if by_s is None else by_s, s.contiguous(), weight.contiguous(), by_x, sums, count, piece,
         eps, STREAM=by_s is not None, STAGES=STAGES, num_warps=4, **options,
     )  # fmt: skip
-    return by_x, sums
-
-
-def _cut(count: int, d: int) -> tuple[int, int]:
-    """Rows that a program has at a time, and rows of a piece."""
-    rows = max(1, TILE // triton.next_power_of_2(d))
-    return rows, max(LEAST_PIECE, triton.cdiv(triton.cdiv(count, PIECES), rows) * rows)
-
-
-def _sums(s: Tensor) -> Tensor:
-    """Empty sums of each piece of the rows, (R, pieces, 2, D) in float32 or better."""
-    replicas, count, d = s.shape
-    pieces = triton.cdiv(count, _cut(count, d)[1]) if s.numel() else 0
-    return s.new_empty(replicas, pieces, 2, d, dtype=torch.promote_types(s.dtype, torch.float32))
+    return by_x, add_pieces(sums, wide)
 
 
 @torch.library.custom_op("zoology::add_norm", mutates_args=())
@@ -114,14 +104,15 @@ def _(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> 
 
 @torch.library.custom_op("zoology::add_norm_gradient", mutates_args=())
 def gradient(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """For the gradients of u and, where something else reads it, s: that of x (and y), and what has to be added to be
-    those of weight and bias, (R, pieces, 2, D) in float32 or better."""
+    """For the gradients of u and, where something else reads it, s: that of x (and y), and those of weight and bias
+    together, (R, 2, D) in float32 or better."""
     return launch(by_u, by_s, s, weight, eps)
 
 
 @gradient.register_fake
 def _(by_u: Tensor, by_s: Tensor | None, s: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return s.new_empty(s.shape), _sums(s)
+    replicas, _, d = s.shape
+    return s.new_empty(s.shape), s.new_empty(replicas, 2, d, dtype=torch.promote_types(s.dtype, torch.float32))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -135,8 +126,8 @@ def _backward(ctx: Any, by_s: Tensor | None, by_u: Tensor | None) -> tuple[Tenso
     s, weight = ctx.saved_tensors
     if by_u is None:
         return by_s, by_s if ctx.added else None, None, None, None
-    by_x, sums = gradient(by_u, by_s, s, weight, ctx.eps)
-    return by_x, by_x if ctx.added else None, *sums.sum(1).to(weight.dtype).unbind(1), None
+    by_x, others = gradient(by_u, by_s, s, weight, ctx.eps)
+    return by_x, by_x if ctx.added else None, *others.to(weight.dtype).unbind(1), None
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:

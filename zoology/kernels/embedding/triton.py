@@ -19,8 +19,8 @@ from torch import Tensor
 from zoology.kernels.embedding.dropout import drop, limit
 from zoology.kernels.replicas import fold, fold_shared, unfold
 
-TOGETHER = 8
-"""Rows of one segment that a program reads at a time."""
+TOGETHER, LEAST_WINDOW = 8, 32
+"""Rows that a program reads at a time: of one segment, and of a window, of which this is the least."""
 
 
 @triton.jit
@@ -64,28 +64,32 @@ def _read(
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _windows_kernel(
-    grad, scale, rows, columns, order, ids, sums, N, stride_order, rows_r, limit,
-    D: tl.constexpr, WINDOW: tl.constexpr, WIDTH: tl.constexpr, SCALED: tl.constexpr, DROP: tl.constexpr,
+    grad, scale, rows, columns, order, ids, sums, N, window, stride_order, rows_r, limit,
+    D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SCALED: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     """sums[r, w] = the sum of window w, if it holds a single id; else nothing is written."""
-    windows = N // WINDOW
-    window, replica = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    at = window * WINDOW + tl.arange(0, WINDOW)
+    replica = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * window
     dims = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
-    ids += replica * stride_order + window * WINDOW
+    ids += replica * stride_order + first
+    order += replica * stride_order + first + tl.arange(0, ROWS)
     grad, scale, rows = grad + replica * N * D, scale + replica * N, rows + replica * rows_r
-    if tl.load(ids) == tl.load(ids + WINDOW - 1):
-        row = tl.load(order + replica * stride_order + at)
-        x = _read(grad, scale, rows, columns, row, at >= 0, dims, limit, D, SCALED, DROP)
-        tl.store(sums + (replica * windows + window) * D + dims, tl.sum(x, 0), mask=dims < D)
+    if tl.load(ids) == tl.load(ids + window - 1):
+        acc = tl.zeros([ROWS, WIDTH], tl.float32)
+        for k in range(0, window, ROWS):
+            row = tl.load(order + k)
+            acc += _read(grad, scale, rows, columns, row, row >= 0, dims, limit, D, SCALED, DROP)
+        at = replica * (N // window) + tl.program_id(0)
+        tl.store(sums + at * D + dims, tl.sum(acc, 0), mask=dims < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def _segments_kernel(
-    grad, scale, rows, columns, order, starts, sums, out, N, V, stride_order, stride_starts, rows_r, limit, rate,
-    D: tl.constexpr, WINDOW: tl.constexpr, IDS: tl.constexpr, TOGETHER: tl.constexpr, WIDTH: tl.constexpr,
+    grad, scale, rows, columns, order, starts, sums, out,
+    N, V, window, stride_order, stride_starts, rows_r, limit, rate,
+    D: tl.constexpr, IDS: tl.constexpr, TOGETHER: tl.constexpr, WIDTH: tl.constexpr,
     SCALED: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     """out[r, v] = the rows before the segment's first whole window, the whole windows, the rows after them."""
@@ -96,12 +100,12 @@ def _segments_kernel(
     ahead = tl.arange(0, TOGETHER)
     begin = tl.load(starts + replica * stride_starts + ids, mask=known, other=0)
     end = tl.load(starts + replica * stride_starts + ids + 1, mask=known, other=0)
-    first, last = tl.cdiv(begin, WINDOW), end // WINDOW  # the whole windows
+    first, last = tl.cdiv(begin, window), end // window  # the whole windows
     first = tl.minimum(first, tl.maximum(last, 0))
-    whole = first * WINDOW >= begin
+    whole = first * window >= begin
     # Segments without a whole window have all their rows before it.
-    head = tl.where(whole & (last > first), first * WINDOW, end)
-    tail = tl.where(whole & (last > first), last * WINDOW, end)
+    head = tl.where(whole & (last > first), first * window, end)
+    tail = tl.where(whole & (last > first), last * window, end)
     count = tl.where(whole & (last > first), last - first, 0)
     loose = (head - begin) + (end - tail)
     grad, scale, rows = grad + replica * N * D, scale + replica * N, rows + replica * rows_r
@@ -113,7 +117,7 @@ def _segments_kernel(
         at = tl.where(at < head[:, None], at, at - head[:, None] + tail[:, None])
         row = tl.load(order + replica * stride_order + at, mask=inside, other=0)
         acc += tl.sum(_read(grad, scale, rows, columns, row, inside, dims, limit, D, SCALED, DROP), 1)
-    sums += replica * (N // WINDOW) * D
+    sums += replica * (N // window) * D
     for k in range(0, tl.max(count, 0), TOGETHER):
         step = k + ahead[None, :]
         inside = step < count[:, None]
@@ -143,7 +147,7 @@ def _words(rows: Tensor | None, columns: Tensor | None, dropout: float, instead:
 
 def window(n: int) -> int:
     """W: near the square root of N, so that the windows of one id that is all tokens are as few as their rows."""
-    return min(512, max(32, triton.next_power_of_2(int(n**0.5))))
+    return min(512, max(LEAST_WINDOW, triton.next_power_of_2(int(n**0.5))))
 
 
 def launch(
@@ -177,14 +181,14 @@ def launch(
     each = n if ids.shape[0] > 1 else 0
     if n >= size:
         _windows_kernel[(n // size, replicas, triton.cdiv(d, width))](
-            grad, order=order, ids=ids, sums=sums, N=n, stride_order=each,
-            WINDOW=size, WIDTH=width, num_warps=4, **words,
+            grad, order=order, ids=ids, sums=sums, N=n, window=size, stride_order=each,
+            ROWS=LEAST_WINDOW, WIDTH=width, num_warps=4, **words,
         )  # fmt: skip
     together = 1024 // width
     _segments_kernel[(triton.cdiv(vocab_size, together), replicas, triton.cdiv(d, width))](
-        grad, order=order, starts=starts, sums=sums, out=out, N=n, V=vocab_size, stride_order=each,
+        grad, order=order, starts=starts, sums=sums, out=out, N=n, V=vocab_size, window=size, stride_order=each,
         stride_starts=vocab_size + 1 if each else 0, rate=1 / (1 - dropout),
-        WINDOW=size, IDS=together, TOGETHER=TOGETHER, WIDTH=width, num_warps=4, **words,
+        IDS=together, TOGETHER=TOGETHER, WIDTH=width, num_warps=4, **words,
     )  # fmt: skip
     return out
 

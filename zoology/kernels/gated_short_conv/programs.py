@@ -61,8 +61,8 @@ def gated_short_conv_gradient_kernel(
     B, T, segments, length, g_r, g_b, g_t, x_r, x_b, x_t, w_r, b_r, c_r,
     D: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """by_x without what it has through z; by_z; and of each tile the sums over its tokens that are the gradients of the
-    taps, j = 0 first, of the bias and of the gate's bias."""
+    """by_x without what it has through z; by_z; and of each tile the sums over its tokens that are the gradients, for
+    each channel, of the taps, of the bias and of the gate's bias."""
     dims, tile, replica, batch, begin, left = place(B, T, segments, length, D, ROWS, WIDTH)
     wide = (dims < D)[None, :]
     # Of a few tokens, offsets fit 32 bits; where they begin does not.
@@ -123,8 +123,8 @@ def gated_short_conv_gradient_kernel(
         z += UNROLL * D
         by_x += UNROLL * D
         by_z += UNROLL * D
-    sums += tile * (TAPS + 2) * D + dims
+    sums += (tile * D + dims) * (TAPS + 2)
     for j in tl.static_range(TAPS):
-        tl.store(sums + j * D, tl.sum(by_taps[j], 0), mask=dims < D)
-    tl.store(sums + TAPS * D, tl.sum(by_bias, 0), mask=dims < D)
-    tl.store(sums + (TAPS + 1) * D, tl.sum(by_open, 0), mask=dims < D)
+        tl.store(sums + TAPS - 1 - j, tl.sum(by_taps[j], 0), mask=dims < D)
+    tl.store(sums + TAPS, tl.sum(by_bias, 0), mask=dims < D)
+    tl.store(sums + TAPS + 1, tl.sum(by_open, 0), mask=dims < D)

@@ -3,7 +3,7 @@
 The product with the gate's weight is cuBLAS's, the rest one kernel forward and one backward, see `programs`. In the
 backward pass the product's gradient is added to what the kernel wrote, in place.
 
-Letters: R replicas, B batch, T time, D channels, k taps, P tiles.
+Letters: R replicas, B batch, T time, D channels, k taps.
 """
 
 from typing import Any
@@ -13,9 +13,10 @@ import triton
 from torch import Tensor
 
 from zoology.kernels.gated_short_conv.programs import gated_short_conv_gradient_kernel, gated_short_conv_kernel
-from zoology.kernels.linear import pieces, weight_pieces
-from zoology.kernels.replicas import fold_all, unfold
-from zoology.kernels.short_conv.triton import Blocks, blocks_of, channels_dense, constants, cut, limits, taps_dense
+from zoology.kernels.linear import weight_gradient
+from zoology.kernels.pieces import add_pieces
+from zoology.kernels.replicas import channels_dense, fold_all, unfold
+from zoology.kernels.short_conv.triton import Blocks, blocks_of, constants, cut, limits, taps_dense
 
 
 def gated_short_conv(x: Tensor, gate_weight: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -66,31 +67,25 @@ def launch_forward(
 def launch_backward(
     grad: Tensor, x: Tensor, z: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor, blocks: Blocks | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward kernel: by_x without what it has through z, by_z, and sums, (R, P, k + 2, D) in float32."""
+    """Both kernels of the backward pass: by_x without what it has through z, by_z, and the gradients of weight, bias
+    and gate_bias together, (R, D, k + 2) in float32."""
     replicas, batch, time, d = x.shape
-    by_x, by_z, sums = x.new_empty(x.shape), z.new_empty(z.shape), _sums(x, weight, blocks)
-    if not x.numel():
-        return by_x, by_z, sums
     taps = weight.shape[2]
+    by_x, by_z = x.new_empty(x.shape), z.new_empty(z.shape)
+    if not x.numel():
+        return by_x, by_z, x.new_zeros(replicas, d, taps + 2, dtype=torch.float32)
     b = blocks or backward_blocks(d, taps, x.dtype)
     segments, length = cut(time, b)
+    tiles = triton.cdiv(batch * segments, b.rows)
+    sums = x.new_empty(replicas, tiles, d, taps + 2, dtype=torch.float32)
     grad, x = channels_dense(grad), channels_dense(x)
     weight, bias, gate_bias = (taps_dense(a) for a in (weight, bias, gate_bias))
-    gated_short_conv_gradient_kernel[(replicas * sums.shape[1] * triton.cdiv(d, b.width),)](
+    gated_short_conv_gradient_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         grad, x, z, weight, bias, gate_bias, by_x, by_z, sums, batch, time, segments, length,
         *grad.stride()[:3], *x.stride()[:3], weight.stride(0), bias.stride(0), gate_bias.stride(0),
         D=d, TAPS=taps, **constants(b),
     )  # fmt: skip
-    return by_x, by_z, sums
-
-
-def _sums(x: Tensor, weight: Tensor, blocks: Blocks | None = None) -> Tensor:
-    """Empty sums of each tile, (R, P, k + 2, D) in float32."""
-    replicas, batch, time, d = x.shape
-    taps = weight.shape[2]
-    b = blocks or backward_blocks(d, taps, x.dtype)
-    tiles = triton.cdiv(batch * cut(time, b)[0], b.rows) if x.numel() else 0
-    return x.new_empty(replicas, tiles, taps + 2, d, dtype=torch.float32)
+    return by_x, by_z, add_pieces(sums, torch.float32)
 
 
 @torch.library.custom_op("zoology::gated_short_conv", mutates_args=())
@@ -112,25 +107,39 @@ def _(
 
 @torch.library.custom_op("zoology::gated_short_conv_gradient", mutates_args=())
 def gradient(
-    grad: Tensor, x: Tensor, z: Tensor, cast: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    cast: Tensor,
+    gate_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x for that of y (R, B, T, D); the `weight_pieces` of that of gate_weight; and what has to be
-    added to be those of the taps, the current token's first, of bias and of gate_bias: (R, P, k + 2, D) in float32."""
-    by_x, by_z, sums = launch_backward(grad, x, z, gate_bias, weight, bias)
+    """The gradients of x and, in `dtype`, of gate_weight for that of y (R, B, T, D); and those of weight, bias and
+    gate_bias together, (R, D, k + 2) in float32."""
+    by_x, by_z, by_taps = launch_backward(grad, x, z, gate_bias, weight, bias)
     rows = by_x.flatten(1, 2)
     if z.dtype == x.dtype:
         rows.baddbmm_(by_z, cast)
     else:
         rows += torch.bmm(by_z, cast)
-    return by_x, weight_pieces(by_z, x.to(z.dtype).flatten(1, 2)), sums
+    return by_x, weight_gradient(by_z, x.to(z.dtype).flatten(1, 2), dtype), by_taps
 
 
 @gradient.register_fake
 def _(
-    grad: Tensor, x: Tensor, z: Tensor, cast: Tensor, gate_bias: Tensor, weight: Tensor, bias: Tensor
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    cast: Tensor,
+    gate_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    parts = cast.new_empty(len(cast), pieces(z.shape[1]), *cast.shape[1:])
-    return x.new_empty(x.shape), parts, _sums(x, weight)
+    by_taps = x.new_empty(*weight.shape[:2], weight.shape[2] + 2, dtype=torch.float32)
+    return x.new_empty(x.shape), cast.new_empty(cast.shape, dtype=dtype), by_taps
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -144,11 +153,10 @@ def _backward(ctx: Any, grad: Tensor | None, by_z: Tensor | None) -> tuple[Tenso
     if grad is None:
         return (None,) * 6
     x, z, cast, gate_bias, weight, bias = ctx.saved_tensors
-    by_x, parts, sums = gradient(grad, x, z, cast, gate_bias, weight, bias)
-    *by_taps, by_bias, by_gate_bias = sums.sum(1).unbind(1)
-    by_weight = torch.stack(by_taps[::-1], dim=2).to(weight.dtype)
-    by_gate_weight = parts.sum(1, dtype=ctx.dtype)
-    return by_x, by_gate_weight, None, by_gate_bias.to(gate_bias.dtype), by_weight, by_bias.to(bias.dtype)
+    by_x, by_gate_weight, by_taps = gradient(grad, x, z, cast, gate_bias, weight, bias, ctx.dtype)
+    by_weight, by_bias, by_gate_bias = by_taps[..., :-2], by_taps[..., -2], by_taps[..., -1]
+    by_gate_bias = by_gate_bias.to(gate_bias.dtype)
+    return by_x, by_gate_weight, None, by_gate_bias, by_weight.to(weight.dtype), by_bias.to(bias.dtype)
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:
@@ -166,6 +174,6 @@ def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tup
 
 
 @gradient.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-    found = gradient(*fold_all(tensors, in_dims, info.batch_size))
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+    found = gradient(*fold_all(args[:7], in_dims[:7], info.batch_size), args[7])
     return tuple(unfold(x, info.batch_size) for x in found), (0, 0, 0)

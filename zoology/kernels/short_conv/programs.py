@@ -1,4 +1,4 @@
-"""The Triton kernels of the causal depthwise convolution: forward, all gradients, sums of tiles, and one step.
+"""The Triton kernels of the causal depthwise convolution: forward, all gradients, and one step.
 
 Memory bounds this op, so each pass reads its inputs and writes its outputs once. A sequence's times are cut into
 segments of a few dozen tokens. A program walks some segments at a time, of some channels, token by token, and keeps in
@@ -7,8 +7,8 @@ several tokens before it computes with the first, as a walk that reads one at a 
 
 The backward pass has one kernel for all gradients, as they share dy: with dx_t = sum_j w_j dy_{t+j}, the same tokens
 give dw_j = sum_t dy_{t+j} x_t, of which a thread keeps its own until the end. A state's gradient is dx before 0,
-and takes no dy but those that the walk of a first segment begins with. Each program's sums are written, and a second
-kernel adds them in order. No atomics: the same numbers in every run.
+and takes no dy but those that the walk of a first segment begins with. Each program's sums are written,
+and added in order afterwards. No atomics: the same numbers in every run.
 
 Letters: R replicas, B batch, T time, D channels, k taps; j is how long ago the token was that a tap reads.
 """
@@ -141,34 +141,11 @@ def short_conv_gradient_kernel(
         grad += UNROLL * g_t
         x += UNROLL * x_t
         by_x += UNROLL * D
-    sums += tile * SLOTS * D + dims
+    sums += (tile * D + dims) * SLOTS
     for j in tl.static_range(TAPS):
-        tl.store(sums + j * D, tl.sum(by_taps[j], 0), mask=dims < D)
+        tl.store(sums + TAPS - 1 - j, tl.sum(by_taps[j], 0), mask=dims < D)
     if BIAS:
-        tl.store(sums + TAPS * D, tl.sum(by_bias, 0), mask=dims < D)
-
-
-@triton.jit(do_not_specialize=["tiles"])
-def short_conv_sum_kernel(
-    sums, by_weight, by_bias, tiles,
-    D: tl.constexpr, TAPS: tl.constexpr, SLOTS: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """by_weight[r, d, k - 1 - j] and by_bias[r, d] = the sums of all tiles, in their order."""
-    parts = tl.cdiv(D, WIDTH)
-    dims = tl.program_id(0) % parts * WIDTH + tl.arange(0, WIDTH)
-    slot = tl.program_id(0) // parts % SLOTS
-    replica = (tl.program_id(0) // parts // SLOTS).to(tl.int64)
-    sums += replica * tiles * SLOTS * D + slot * D
-    acc = tl.zeros([TILES, WIDTH], tl.float32)
-    for first in range(0, tiles, TILES):
-        tile = first + tl.arange(0, TILES)
-        at = tile.to(tl.int64)[:, None] * (SLOTS * D) + dims[None, :]
-        acc += tl.load(sums + at, mask=(tile < tiles)[:, None] & (dims < D)[None, :], other=0.0)
-    total = tl.sum(acc, 0)
-    if slot < TAPS:
-        tl.store(by_weight + (replica * D + dims) * TAPS + TAPS - 1 - slot, total, mask=dims < D)
-    else:
-        tl.store(by_bias + replica * D + dims, total, mask=dims < D)
+        tl.store(sums + TAPS, tl.sum(by_bias, 0), mask=dims < D)
 
 
 @triton.jit(do_not_specialize=["B"])

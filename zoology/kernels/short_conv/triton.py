@@ -12,20 +12,16 @@ import torch
 import triton
 from torch import Tensor
 
-from zoology.kernels.replicas import fold_all, register_limit, unfold
+from zoology.kernels.pieces import add_pieces
+from zoology.kernels.replicas import channels_dense, fold_all, register_limit, unfold
 from zoology.kernels.short_conv.programs import (
     short_conv_gradient_kernel,
     short_conv_kernel,
     short_conv_step_kernel,
-    short_conv_sum_kernel,
 )
 
 MAX_TAPS = 8
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SUM_WIDTH = 8
-"""Channels of a program that adds the tiles' sums: as few as are read at once, to have many programs."""
-TOGETHER = 1024
-"""Tiles, at most, whose sums it reads at once."""
 
 
 class Blocks(NamedTuple):
@@ -76,11 +72,6 @@ def cut(time: int, blocks: Blocks) -> tuple[int, int]:
     return triton.cdiv(time, length), length
 
 
-def channels_dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis lies dense and whose tokens are near enough to count in 32 bits; others any stride."""
-    return x if x.stride(-1) == 1 and 0 <= x.stride(-2) < 2**22 else x.contiguous()
-
-
 def taps_dense(weight: Tensor) -> Tensor:
     """Taps (R, D, k), or biases (R, D), whose axes after the first lie dense."""
     return weight if weight[0].is_contiguous() else weight.contiguous()
@@ -115,31 +106,25 @@ def launch_backward(
     bias: Tensor | None,
     state: Tensor | None,
     blocks: Blocks | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Both kernels of the backward pass, with `blocks` from the table or given; see `gradient`."""
     replicas, batch, time, d = x.shape
     taps = weight.shape[2]
-    by_x, by_state, by_weight, by_bias = _like(x, weight, bias, state)
+    by_x, by_state, by_taps = _like(x, weight, bias, state)
     if not x.numel():
-        return by_x, by_state.zero_(), by_weight.zero_(), by_bias.zero_()
+        return by_x, by_state.zero_(), by_taps.zero_()
     grad, x, weight = channels_dense(grad), channels_dense(x), taps_dense(weight)
     state = None if state is None or taps == 1 else state.contiguous()
-    slots = taps if bias is None else taps + 1
     b = blocks or backward_blocks(d, taps, x.dtype)
     segments, length = cut(time, b)
     tiles = triton.cdiv(batch * segments, b.rows)
-    sums = x.new_empty(replicas, tiles, slots, d, dtype=torch.float32)
+    sums = by_taps.new_empty(replicas, tiles, *by_taps.shape[1:])
     short_conv_gradient_kernel[(replicas * tiles * triton.cdiv(d, b.width),)](
         grad, x, weight, x if state is None else state, by_x, by_state, sums, batch, time, segments,
         length, *grad.stride()[:3], *x.stride()[:3], weight.stride(0),
         D=d, TAPS=taps, STATE=state is not None, BIAS=bias is not None, **constants(b),
     )  # fmt: skip
-    short_conv_sum_kernel[(replicas * slots * triton.cdiv(d, SUM_WIDTH),)](
-        sums, by_weight, by_bias, tiles,
-        D=d, TAPS=taps, SLOTS=slots, TILES=min(TOGETHER, max(16, triton.next_power_of_2(tiles))), WIDTH=SUM_WIDTH,
-        num_warps=8,
-    )  # fmt: skip
-    return by_x, by_state, by_weight, by_bias
+    return by_x, by_state, add_pieces(sums, torch.float32)
 
 
 def launch_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,8 +170,9 @@ def limits(x: Tensor, weight: Tensor, state: Tensor | None) -> None:
 def _like(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None) -> tuple[Tensor, ...]:
     """Empty gradients, with no element for what is None."""
     by_state = x.new_empty(*x.shape[:2], 0, x.shape[3]) if state is None else state.new_empty(state.shape)
-    by_bias = weight.new_empty(weight.shape[0], 0) if bias is None else bias.new_empty(bias.shape)
-    return x.new_empty(x.shape), by_state, weight.new_empty(weight.shape), by_bias
+    replicas, d, taps = weight.shape
+    by_taps = x.new_empty(replicas, d, taps if bias is None else taps + 1, dtype=torch.float32)
+    return x.new_empty(x.shape), by_state, by_taps
 
 
 @torch.library.custom_op("zoology::short_conv", mutates_args=())
@@ -203,8 +189,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None) -> T
 @torch.library.custom_op("zoology::short_conv_gradient", mutates_args=())
 def gradient(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, state, weight and bias for the gradient (R, B, T, D) of y; with no element for None."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x and state, with no element for None, for the gradient (R, B, T, D) of y; and those of weight
+    and, where there is one, bias behind it, together: (R, D, k) or (R, D, k + 1) in float32."""
     return launch_backward(grad, x, weight, bias, state)
 
 
@@ -230,18 +217,25 @@ def _setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, state = ctx.saved_tensors
-    by_x, by_state, by_weight, by_bias = gradient(grad, x, weight, bias, state)
-    return by_x, by_weight, None if bias is None else by_bias, None if state is None else by_state
+    by_x, by_state, by_taps = gradient(grad, x, weight, bias, state)
+    return by_x, *_parted(by_taps, weight, bias), None if state is None else by_state
+
+
+def _parted(by_taps: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The gradients of weight and bias, each in its dtype."""
+    taps = weight.shape[2]
+    by_weight = by_taps[..., :taps].to(weight.dtype)
+    return by_weight, None if bias is None else by_taps[..., taps].to(bias.dtype)
 
 
 def _step_backward(ctx: Any, grad: Tensor, by_after: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, state = ctx.saved_tensors
-    by_x, by_state, by_weight, by_bias = gradient(grad.unsqueeze(2), x.unsqueeze(2), weight, bias, state)
+    by_x, by_state, by_taps = gradient(grad.unsqueeze(2), x.unsqueeze(2), weight, bias, state)
     by_x = by_x.squeeze(2)
     if by_after.shape[2]:  # the state moves on by one token
         by_x = by_x + by_after[:, :, -1].to(by_x.dtype)
         by_state = by_state + torch.cat((torch.zeros_like(by_after[:, :, :1]), by_after[:, :, :-1]), dim=2)
-    return by_x, by_weight, None if bias is None else by_bias, by_state.to(state.dtype)
+    return by_x, *_parted(by_taps, weight, bias), by_state.to(state.dtype)
 
 
 def _no_second(ctx: Any, *grads: Tensor) -> None:
@@ -261,7 +255,7 @@ def _(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Ten
 @gradient.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     out = gradient(*fold_all(tensors, in_dims, info.batch_size))
-    return tuple(unfold(x, info.batch_size) for x in out), (0, 0, 0, 0)
+    return tuple(unfold(x, info.batch_size) for x in out), (0, 0, 0)
 
 
 @step.register_vmap
