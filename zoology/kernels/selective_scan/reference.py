@@ -1,9 +1,4 @@
-"""The selective scan in PyTorch: a diagonal recurrence whose step size, input and output maps depend on the token.
-
-    h_t = exp(delta_t A) * h_{t-1} + (delta_t x_t) B_t,    y_t = C_t h_t + D * x_t
-
-Source: Mamba, arXiv:2312.00752, equation 2 and algorithm 2 (the input is discretised as there: delta B, not the whole
-zero-order hold).
+"""The selective scan in PyTorch.
 
 Letters: B batch (and, as in the paper, the input map), T time, E channels, N d_state.
 """
@@ -31,29 +26,13 @@ def selective_scan(
     state: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A piece of a sequence.
+    """The same function as `zoology.kernels.selective_scan`.
 
-    The tokens of a chunk are taken in blocks on a CPU, by pairs on a GPU. Every factor exp(delta A) is at most 1, so
-    nothing overflows. The states (B, T, E, N) exist for one chunk at a time: the backward pass makes them anew from the
-    one before each chunk. A CPU is fastest where the states of a chunk stay in its cache, a GPU where there are few
-    chunks.
-
-    Args:
-        x: (B, T, E).
-        delta: (B, T, E), the step sizes, at least 0.
-        A: (E, N), at most 0.
-        B, C: (B, T, N).
-        D: (E,), or None for no skip.
-        state: h before the piece, (B, E, N), or None at the beginning.
-        chunk_size: tokens in a chunk. Changes no number beyond rounding. None for what is fast on the device.
-
-    Returns:
-        y (B, T, E) in the dtype of x, and h after the piece, (B, E, N). Both are computed in float32 or better.
-
-    Raises:
-        ValueError: shapes that do not fit each other, or a chunk size below 1.
+    The tokens of a chunk are taken in blocks on a CPU, by pairs on a GPU. The states (B, T, E, N) exist for one chunk
+    at a time: the backward pass makes them anew from the one before each chunk. A CPU is fastest where the states of a
+    chunk stay in its cache, a GPU where there are few chunks.
     """
-    _check(x, delta, A, B, C, state, dims=3)
+    check(x, delta, A, B, C, state, dims=3)
     if chunk_size is None:
         states = max(1, x.shape[0] * A.numel())
         chunk_size = min(max(CACHED // states, 4), 64) if x.device.type == "cpu" else 128
@@ -79,7 +58,7 @@ def selective_scan_step(
     Raises:
         ValueError: as `selective_scan`.
     """
-    _check(x, delta, A, B, C, state, dims=2)
+    check(x, delta, A, B, C, state, dims=2)
     wide = torch.promote_types(x.dtype, torch.float32)
     u, dt, b, c = (t.to(wide) for t in (x, delta, B, C))
     h = torch.exp(dt.unsqueeze(-1) * A.to(wide)) * state + (dt * u).unsqueeze(-1) * b.unsqueeze(-2)
@@ -160,7 +139,7 @@ def _states(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, h: Tensor) -> tuple[
     return decay, added, _scans(x).scan(decay, B.unsqueeze(-1) * added.unsqueeze(-2), h)
 
 
-def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, dims: int) -> None:
+def check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, dims: int) -> None:
     fits = x.dim() == dims and x.shape == delta.shape and A.dim() == 2 and B.shape == C.shape
     if not fits or x.shape[-1] != A.shape[0] or B.shape != (*x.shape[:-1], A.shape[1]):
         shapes = ", ".join(str(tuple(t.shape)) for t in (x, delta, A, B, C))
