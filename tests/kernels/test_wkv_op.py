@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from interpreter import needs_triton, run
 from torch.func import vmap
 
 from zoology.kernels.wkv import WKVState, empty_state, reference, wkv, wkv_step
@@ -125,3 +126,8 @@ def test_bad_input_is_named():
         wkv(k, v[..., :2], w, u)
     with pytest.raises(ValueError, match=r"must be \(B, D\)"):
         wkv_step(k, v, w, u, WKVState(*(torch.zeros(1, 3),) * 3))
+
+
+@needs_triton
+def test_the_kernels_in_the_interpreter():
+    run("interpreted_wkv.py")

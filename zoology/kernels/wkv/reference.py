@@ -1,13 +1,9 @@
 """RWKV-4's WKV in PyTorch: exact, differentiable, without a loop over time, on any device.
 
-    y_t = (sum_{i < t} e^(k_i - (t - 1 - i) w) v_i + e^(u + k_t) v_t) / (the same without v),    for every channel
-
-Source: RWKV, arXiv:2305.13048, equation 16; the running maximum: its appendix on numerical stability.
-
-Letters: B batch, T time, D channels, w rate of decay, u bonus of the current token, p the running maximum of exponents.
-
 The sums are held as (n e^p, d e^p), so that no exponential is taken of a number above 0. p cancels in y, and is
 treated as a constant in the backward pass: gradients go through n and d alone, and are exact.
+
+Letters: B batch, T time, D channels, w rate of decay, u bonus of the current token, p the running maximum of exponents.
 """
 
 from typing import NamedTuple
@@ -41,21 +37,8 @@ def empty_state(batch: int, like: Tensor) -> WKVState:
 
 
 def wkv(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: WKVState | None = None) -> tuple[Tensor, WKVState]:
-    """WKV over a piece of a sequence, in time linear in its length.
-
-    Args:
-        k, v: (B, T, D).
-        w: (D,), at least 0. A sum shrinks by e^-w at each token.
-        u: (D,).
-        state: what came before, or None at the beginning.
-
-    Returns:
-        y (B, T, D) in the dtype of v, and the state after the piece.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
-    """
-    _check(k, v, w, u, dims=3)
+    """The same function as `zoology.kernels.wkv`."""
+    check(k, v, w, u, dims=3)
     wide = torch.promote_types(k.dtype, torch.float32)
     k, value, w, u = (x.to(wide) for x in (k, v, w, u))
     before = empty_state(k.shape[0], w) if state is None else state
@@ -78,7 +61,7 @@ def wkv_step(k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: WKVState) -> tup
     Raises:
         ValueError: as `wkv`.
     """
-    _check(k, v, w, u, dims=2)
+    check(k, v, w, u, dims=2)
     wide = torch.promote_types(k.dtype, torch.float32)
     k, value, w, u = (x.to(wide) for x in (k, v, w, u))
     sums, p = torch.stack((state.numerator, state.denominator)), state.exponent
@@ -152,7 +135,7 @@ def _pairs(sums: Tensor, p: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return (weights * sums.unsqueeze(-3)).sum(-2), top
 
 
-def _check(k: Tensor, v: Tensor, w: Tensor, u: Tensor, dims: int) -> None:
+def check(k: Tensor, v: Tensor, w: Tensor, u: Tensor, dims: int) -> None:
     if k.dim() != dims or k.shape != v.shape or w.shape != k.shape[-1:] or u.shape != w.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (k, v, w, u))
         layout = "(B, T, D)" if dims == 3 else "(B, D)"
