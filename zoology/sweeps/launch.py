@@ -41,6 +41,11 @@ class Resources(Record):
         None, description="a running Ray cluster: auto, or host:port. Default: this machine alone"
     )
 
+    @property
+    def gpu(self) -> bool:
+        """Whether trials run on one."""
+        return self.gpus_per_trial > 0
+
     def check(self) -> None:
         """Raise InputError for amounts that Ray does not count in: it shares one core or GPU, but no several."""
         for key in ("cpus_per_trial", "gpus_per_trial"):
@@ -73,8 +78,8 @@ def launch_sweep(request: Request, place: Place, resources: Resources, command: 
                     from zoology.sweeps.run import cluster, run_sweep
 
                     ray = stack.enter_context(cluster(resources))
-                progress = stack.enter_context(SweepProgress(folder.rest, len(folder.done), ray.slots, console))
-                run_sweep(folder, resources, ray, progress)
+                shown = SweepProgress(folder.rest, len(folder.done), ray.slots, console, resources.gpu)
+                run_sweep(folder, resources, ray, stack.enter_context(shown))
         folder.finish()
         return folder.path
 

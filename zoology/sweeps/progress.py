@@ -27,10 +27,11 @@ class SweepProgress:
         done: how many were on disk before this run began.
         slots: trials that run at a time, for the estimate.
         console: where to draw.
+        gpu: whether trials run on one, for the estimate.
     """
 
-    def __init__(self, rest: Sequence[TrialSpec], done: int, slots: int, console: Console):
-        self.total, self.done, self.slots = done + len(rest), done, max(1, slots)
+    def __init__(self, rest: Sequence[TrialSpec], done: int, slots: int, console: Console, gpu: bool = False):
+        self.total, self.done, self.slots, self.gpu = done + len(rest), done, max(1, slots), gpu
         self.failed = self.diverged = 0
         self.running: dict[str, tuple[TrialSpec, float]] = {}
         self.best: tuple[float, str] | None = None
@@ -68,7 +69,7 @@ class SweepProgress:
         wall = time.monotonic() - begin
         if result.replicas:  # what training took, without the start of the worker, which only its first trial waits for
             seconds = sum(replica.seconds for replica in result.replicas)
-            self._paces.setdefault(spec.architecture, []).append(seconds / cost(spec))
+            self._paces.setdefault(spec.architecture, []).append(seconds / cost(spec, self.gpu))
         self._rest.pop(spec.id, None)
         self.done += 1
         name = describe(spec)
@@ -102,7 +103,7 @@ class SweepProgress:
         left = [0.0]
         for spec in self._rest.values():
             paces = self._paces.get(spec.architecture, everything)
-            expected = cost(spec) * sum(paces) / len(paces)
+            expected = cost(spec, self.gpu) * sum(paces) / len(paces)
             _, begin = self.running.get(spec.id, (spec, now))
             left.append(max(0.0, expected - (now - begin)))
         return max(sum(left) / self.slots, max(left))
@@ -169,9 +170,14 @@ class TrialProgress:
         )
 
 
-def cost(spec: TrialSpec) -> int:
-    """How long a trial takes compared with others of its sweep, roughly: narrow layers cost time by being there."""
-    return len(spec.replicas) * len(spec.layers) * (spec.d_model + 16)
+def cost(spec: TrialSpec, gpu: bool) -> float:
+    """How long a trial takes compared with others of its sweep, roughly.
+
+    Wide layers take longer, and narrow ones cost time by being there. But where replicas stop at a threshold, wide ones
+    reach it early; not so on a GPU, where all go on until the last is done, and some learning rate never gets there.
+    """
+    work = len(spec.replicas) * len(spec.layers) * (spec.d_model + 32)
+    return work if gpu or spec.training.threshold is None else work / (spec.d_model + 16)
 
 
 def describe(spec: TrialSpec) -> str:

@@ -172,7 +172,8 @@ def run_sweep(folder: RunFolder, resources: "Resources", cluster: Cluster, watch
     driver = _Driver(folder, watcher, cluster.stopping)
     while rest := folder.rest:
         deaths = driver.deaths.total()
-        rest.sort(key=cost, reverse=True)  # the long ones first, so that none is left alone at the end
+        # The long ones first, so that none is left alone at the end.
+        rest.sort(key=lambda spec: cost(spec, resources.gpu), reverse=True)
         try:
             _tune(rest, driver, resources, cluster.scratch)
         except tune.TuneError:
