@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.add_norm import add_norm, triton
 
@@ -24,12 +25,6 @@ def results(given, implementation, added=True, used=True):
     wanted = given if added else (x, *rest)
     outputs, grads = ((s, u), (by_s, by_u)) if used else ((u,), (by_u,))
     return s, u, *torch.autograd.grad(outputs, wanted, grads)
-
-
-def near(got, want, bound=2e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * (1 + float(want.norm()))
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["both", "u"])

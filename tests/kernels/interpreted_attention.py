@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.attention import attention, checks, launch, self_attention, triton
 
@@ -15,12 +16,6 @@ def inputs(batch, time, heads, width, before=0, seed=0):
     rng = torch.Generator().manual_seed(seed)
     times = (time, time + before, time + before)
     return [torch.randn(batch, t, heads, width, generator=rng).requires_grad_() for t in times]
-
-
-def near(got, want, bound=2e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * (1 + float(want.norm()))
 
 
 def grads(o, wanted):

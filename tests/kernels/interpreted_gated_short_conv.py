@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.gated_short_conv import gated_short_conv, triton
 from zoology.kernels.short_conv.triton import Blocks, cut
@@ -31,12 +32,6 @@ def compare(arguments):
     near(got, want)
     for a, b in zip(grads(got, arguments), grads(want, wide), strict=True):
         near(a, b)
-
-
-def near(got, want, bound=2e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * float(want.norm()) + 1e-12
 
 
 @pytest.mark.parametrize(

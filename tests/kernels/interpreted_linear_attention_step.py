@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step, taylor_features, triton_step
 
@@ -24,11 +25,6 @@ def inputs(batch, heads, f, dv, feature_map="taylor", decay=None, seed=0):
 
 def wide(x):
     return None if x is None else x.double()
-
-
-def near(got, want, bound=1e-6):
-    assert got.shape == want.shape
-    assert float((got.double() - want.double()).norm()) <= bound * float(want.double().norm()) + 1e-12
 
 
 @pytest.mark.parametrize("normalise", [True, False])

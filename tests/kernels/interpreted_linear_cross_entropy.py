@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.linear_cross_entropy import linear_cross_entropy, triton
 
@@ -20,12 +21,6 @@ def exact(hidden, weight, targets, grad, ignore_index=-100):
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
     loss, right = linear_cross_entropy(h, w, targets, ignore_index=ignore_index, implementation="reference")
     return loss, right, *torch.autograd.grad(loss, (h, w), grad.double())
-
-
-def near(got, want, bound=3e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * float(want.norm()) + 1e-12
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.selective_scan import selective_scan, triton
 
@@ -29,12 +30,6 @@ def grads(outputs, wanted, which=(0, 1)):
     rng = torch.Generator().manual_seed(1)
     pulls = [torch.randn(t.shape, generator=rng).to(t.dtype) for t in outputs]
     return torch.autograd.grad([outputs[i] for i in which], wanted, [pulls[i] for i in which], allow_unused=True)
-
-
-def near(got, want, bound=2e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * float(want.norm()) + 1e-12
 
 
 def compare(arguments, which=(0, 1)):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.short_conv import short_conv, short_conv_step, triton
 
@@ -36,12 +37,6 @@ def compare(arguments):
     ours, theirs = ([a for a in of if a is not None and a.numel()] for of in (arguments, wide))
     for a, b in zip(grads(got, ours), grads(want, theirs), strict=True):
         near(a, b)
-
-
-def near(got, want, bound=1e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * float(want.norm()) + 1e-12
 
 
 @pytest.mark.parametrize(("bias", "state"), BOTH)

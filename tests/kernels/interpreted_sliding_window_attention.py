@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.sliding_window_attention import SlidingWindowState, sliding_window_attention, triton
 
@@ -17,12 +18,6 @@ def inputs(batch, time, heads, width, cached=0, seed=0):
     rng = torch.Generator().manual_seed(seed)
     times = (time, time, time, cached, cached)
     return [torch.randn(batch, t, heads, width, generator=rng).requires_grad_() for t in times]
-
-
-def near(got, want, bound=2e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * (1 + float(want.norm()))
 
 
 def grads(o, wanted):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from errors import near
 
 from zoology.kernels.wkv import WKVState, wkv
 
@@ -32,12 +33,6 @@ def grads(outputs, wanted, which):
     pulls = [torch.randn(t.shape, generator=rng).to(t.dtype) for t in outputs]
     found = torch.autograd.grad([outputs[i] for i in which], wanted, [pulls[i] for i in which], allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
-
-
-def near(got, want, bound=2e-6):
-    got, want = got.detach(), want.detach().double()
-    assert got.shape == want.shape
-    assert float((got.double() - want).norm()) <= bound * float(want.norm()) + 1e-12
 
 
 def compare(arguments, which=(0, 1, 2), bound=2e-6):

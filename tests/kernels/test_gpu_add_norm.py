@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.add_norm import add_norm
 from zoology.kernels.inline import inline
@@ -32,10 +33,6 @@ def trained(given, implementation=None, added=True, compiled=False):
     rng = torch.Generator("cuda").manual_seed(1)
     grads = [torch.randn(u.shape, generator=rng, device="cuda").to(u.dtype) for _ in range(2)]
     return s, u, *torch.autograd.grad((s, u), given if added else (given[0], *given[2:]), grads)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
 @DTYPES

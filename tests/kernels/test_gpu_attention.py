@@ -5,6 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.attention import attention, self_attention
 
@@ -29,10 +30,6 @@ def grads(o, given):
 def results(given, implementation, **options):
     o = attention(*given, implementation=implementation, **options)
     return o, *grads(o, given)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
 
 
 def within(ours, theirs, want, dtype):

@@ -3,6 +3,7 @@ of the reference in the same dtype on the same inputs."""
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.gated_short_conv import gated_short_conv
 
@@ -25,10 +26,6 @@ def results(arguments, implementation, function=gated_short_conv):
     y = function(*arguments, implementation=implementation)
     cotangent = torch.randn(y.shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda").to(y.dtype)
     return y, *torch.autograd.grad(y, arguments, cotangent)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
 
 
 @DTYPES

@@ -5,6 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels import hopper
 from zoology.kernels.embedding import embedding
@@ -31,10 +32,6 @@ def inputs(r, m, v, d, dtype, weight_dtype=None, seed=0):
 def results(hidden, weight, targets, grad, implementation):
     loss, right = linear_cross_entropy(hidden, weight, targets, implementation=implementation)
     return loss, *torch.autograd.grad(loss, (hidden, weight), grad.to(loss.dtype)), right
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
 @DTYPES

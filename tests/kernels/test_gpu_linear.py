@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import error
 
 from zoology.kernels.inline import inline
 from zoology.kernels.linear import linear
@@ -20,10 +21,6 @@ def results(function, given, dtype=None, compiled=False, together=True):
         y = (torch.compile(stacked, fullgraph=True) if compiled else stacked)(*given)
     cotangent = torch.randn(y.shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda").to(y.dtype)
     return y, *torch.autograd.grad(y, given, cotangent)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -5,6 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtypes
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step, taylor_features
 
@@ -32,10 +33,6 @@ def results(q, k, v, kv, normaliser, decay, implementation, **options):
         q, k, v, LinearAttentionState(kv, normaliser), log_decay=decay, implementation=implementation, **options
     )
     return o, *after
-
-
-def error(got, want):
-    return float((got.double() - want.double()).norm() / want.double().norm())
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -3,6 +3,7 @@ the reference in the same dtypes on the same inputs."""
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.selective_scan import selective_scan
 
@@ -30,10 +31,6 @@ def results(arguments, implementation, stacked=False):
     rng = torch.Generator("cuda").manual_seed(1)
     pulls = [torch.randn(t.shape, generator=rng, device="cuda").to(t.dtype) for t in (y, after)]
     return y, after, *torch.autograd.grad((y, after), arguments, pulls)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
 
 
 def check(arguments, stacked=False):

@@ -5,6 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.short_conv import short_conv, short_conv_step, triton
 
@@ -27,10 +28,6 @@ def results(arguments, implementation, function=short_conv):
     y, after = function(*arguments, implementation=implementation)
     cotangent = torch.randn(y.shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda").to(y.dtype)
     return y, after, *torch.autograd.grad(y, arguments, cotangent)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
 
 
 @DTYPES

@@ -5,6 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.sliding_window_attention import SlidingWindowState, sliding_window_attention
 
@@ -26,10 +27,6 @@ def results(arguments, window, implementation):
     o, _ = sliding_window_attention(*arguments[:3], window=window, state=state, implementation=implementation)
     cotangent = torch.randn(o.shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda").to(o.dtype)
     return o, *torch.autograd.grad(o, arguments, cotangent)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
 
 
 @DTYPES

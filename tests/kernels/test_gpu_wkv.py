@@ -3,6 +3,7 @@ reference in the same dtypes on the same inputs."""
 
 import pytest
 import torch
+from errors import error
 
 from zoology.kernels.wkv import WKVState, wkv
 
@@ -32,10 +33,6 @@ def results(arguments, implementation, stacked=False):
     rng = torch.Generator("cuda").manual_seed(1)
     pulls = [torch.randn(t.shape, generator=rng, device="cuda").to(t.dtype) for t in outputs[:3]]
     return *outputs, *torch.autograd.grad(outputs[:3], arguments[:6], pulls)
-
-
-def error(got, want):
-    return float((got.detach().double() - want.detach().double()).norm() / want.detach().double().norm())
 
 
 def check(arguments, stacked=False, floor=0.0):

@@ -5,6 +5,7 @@ On a GPU errors are against float64, and beside those of the reference in the sa
 
 import pytest
 import torch
+from errors import error
 from interpreter import needs_triton, run
 
 from zoology.kernels.linear_attention import linear_attention
@@ -51,10 +52,6 @@ def op(q, k, v, log_decay=None, implementation="triton", cut=None, **settings):
 def results(given, cotangent, function=op, **settings):
     o = function(*given, **settings)
     return o.detach(), *torch.autograd.grad(o, given, cotangent.to(o.dtype))
-
-
-def error(got, want):
-    return float((got.double() - want).norm() / want.norm())
 
 
 SHAPES = [
