@@ -299,14 +299,21 @@ def recorded(measure: Callable[[Note], None], path: Path) -> None:
     print(f"rows appended to {path}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def arguments(doc: str | None, **switches: str) -> argparse.Namespace:
+    """The command line of a benchmark on a GPU: `--out`, and switches with their help. It seeds torch."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"default {RESULTS}")
-    parser.add_argument("--tune", action="store_true", help="time other block sizes, and write no file")
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device: the kernels run on a GPU")
     torch.manual_seed(0)
+    return given
+
+
+def main() -> None:
+    given = arguments(__doc__, tune="time other block sizes, and write no file")
     if given.tune:
         return tune()
     recorded(measure, given.out)

@@ -11,16 +11,14 @@ it is installed.
 Shapes are B-T-H-f-dv: of sweeps, where B counts the rows of all replicas, and of the papers' larger models.
 """
 
-import argparse
 import functools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kernels import RESULTS, Note, attempt, matmul, recorded, relative
+from kernels import Note, arguments, attempt, matmul, recorded, relative
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -202,15 +200,5 @@ def measure(note: Note) -> None:
     attempt([functools.partial(measure_case, note, bandwidth, rate, case) for case in CASES])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"default {RESULTS}")
-    given = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no CUDA device: the kernels run on a GPU")
-    torch.manual_seed(0)
-    recorded(measure, given.out)
-
-
 if __name__ == "__main__":
-    main()
+    recorded(measure, arguments(__doc__).out)

@@ -5,13 +5,11 @@ Both are compiled, R = 12 models at once, in training's dtypes. Rows go where th
 those are.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from kernels import RESULTS, Note, attempt, recorded
+from kernels import Note, arguments, attempt, recorded
 from torch import Tensor
 
 from zoology.kernels.add_norm import add_norm
@@ -121,15 +119,5 @@ def measure(note: Note) -> None:
     attempt(jobs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"default {RESULTS}")
-    given = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("no CUDA device: the kernels run on a GPU")
-    torch.manual_seed(0)
-    recorded(measure, given.out)
-
-
 if __name__ == "__main__":
-    main()
+    recorded(measure, arguments(__doc__).out)

@@ -7,6 +7,12 @@ def error(got, want):
     return float((got - want).norm() / want.norm())
 
 
+def no_worse(ours, theirs, exact, ratio, floor, name=""):
+    """An error that may be `ratio` times that of theirs, or as large as `floor`, that of a rounding or two."""
+    found, other = error(ours, exact), error(theirs, exact)
+    assert found <= max(ratio * other, floor), f"{name}: {found:.3g}, reference {other:.3g}"
+
+
 def near(got, want, bound=2e-6):
     """The same, held to a bound; of float32, if nothing else is said. Where nothing but 0 is wanted, 0 it must be."""
     assert got.shape == want.shape

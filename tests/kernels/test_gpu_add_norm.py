@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from errors import error
+from errors import no_worse
 
 from zoology.kernels.add_norm import add_norm
 from zoology.kernels.inline import inline
@@ -44,7 +44,7 @@ def test_it_errs_no_more_than_rounding(rows, width, added, compiled, dtype):
     want = trained([x.detach().double().requires_grad_() for x in given], "reference", added)
     reference = trained(given, "reference", added)
     for ours, theirs, exact in zip(trained(given, None, added, compiled), reference, want, strict=True):
-        assert error(ours, exact) <= max(1.2 * error(theirs, exact), FLOOR[dtype])
+        no_worse(ours, theirs, exact, 1.2, FLOOR[dtype])
 
 
 @DTYPES

@@ -5,7 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 
 from zoology.kernels.attention import attention, self_attention
 
@@ -34,8 +34,7 @@ def results(given, implementation, **options):
 
 def within(ours, theirs, want, dtype):
     for name, a, b, exact in zip(("o", "q", "k", "v"), ours, theirs, want, strict=True):
-        bound = max(RATIO * error(b, exact), FLOOR[dtype])
-        assert error(a, exact) <= bound, f"{name}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+        no_worse(a, b, exact, RATIO, FLOOR[dtype], name)
 
 
 @DTYPES

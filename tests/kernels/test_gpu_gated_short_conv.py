@@ -3,7 +3,7 @@ of the reference in the same dtype on the same inputs."""
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 
 from zoology.kernels.gated_short_conv import gated_short_conv
 
@@ -39,8 +39,7 @@ def test_it_errs_no_more_than_the_reference(batch, time, width, taps, dtype):
     theirs, ours = results(arguments, "reference"), results(arguments, "triton")
     for i, (a, b, exact) in enumerate(zip(ours, theirs, want, strict=True)):
         assert a.dtype == b.dtype
-        bound = max(RATIO * error(b, exact), FLOOR[dtype])
-        assert error(a, exact) <= bound, f"{i}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+        no_worse(a, b, exact, RATIO, FLOOR[dtype], i)
 
 
 def test_a_stack_with_weights_in_float32():

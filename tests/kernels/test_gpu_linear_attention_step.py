@@ -5,7 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtypes
 
 import pytest
 import torch
-from errors import error
+from errors import no_worse
 
 from zoology.kernels.linear_attention import LinearAttentionState, linear_attention_step, taylor_features
 
@@ -59,8 +59,7 @@ def test_it_errs_no_more_than_the_reference(feature_map, batch, heads, f, dv, dt
         theirs, ours = (results(*arguments[:5], decay, name, **options) for name in ("reference", "triton"))
         assert [x.dtype for x in ours] == [dtype, state_dtype, state_dtype]
         for a, b, wanted in zip(ours, theirs, want, strict=True):
-            bound = max(RATIO * error(b, wanted), FLOOR[a.dtype])
-            assert error(a, wanted) <= bound, f"{error(a, wanted):.3g}, reference {error(b, wanted):.3g}"
+            no_worse(a, b, wanted, RATIO, FLOOR[a.dtype])
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ the reference in the same dtypes on the same inputs."""
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 
 from zoology.kernels.selective_scan import selective_scan
 
@@ -38,8 +38,7 @@ def check(arguments, stacked=False):
     theirs, ours = results(arguments, "reference", stacked), results(arguments, None, stacked)
     for i, (a, b, exact) in enumerate(zip(ours, theirs, want, strict=True)):
         assert a.dtype == b.dtype
-        bound = max(RATIO * error(b, exact), FLOOR[a.dtype])
-        assert error(a, exact) <= bound, f"{i}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+        no_worse(a, b, exact, RATIO, FLOOR[a.dtype], i)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

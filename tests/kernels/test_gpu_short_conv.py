@@ -5,7 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 
 from zoology.kernels.short_conv import short_conv, short_conv_step, triton
 
@@ -42,8 +42,7 @@ def test_it_errs_no_more_than_the_reference(batch, time, width, taps, dtype):
         theirs, ours = results(arguments, "reference"), results(arguments, "triton")
         assert torch.equal(ours[1], theirs[1])
         for i, (a, b, exact) in enumerate(zip(ours, theirs, want, strict=True)):
-            bound = max(RATIO * error(b, exact), FLOOR[dtype])
-            assert error(a, exact) <= bound, f"{i}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+            no_worse(a, b, exact, RATIO, FLOOR[dtype], i)
 
 
 def test_float32_taps_for_bfloat16_inputs():

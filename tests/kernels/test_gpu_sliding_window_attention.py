@@ -5,7 +5,7 @@ Errors are against float64, and beside those of the reference in the same dtype 
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 
 from zoology.kernels.sliding_window_attention import SlidingWindowState, sliding_window_attention
 
@@ -47,8 +47,7 @@ def test_it_errs_no_more_than_the_reference(batch, time, heads, width, window, c
     want = results([a.detach().double().requires_grad_() for a in arguments], window, "reference")
     theirs, ours = (results(arguments, window, name) for name in ("reference", "triton"))
     for i, (a, b, exact) in enumerate(zip(ours, theirs, want, strict=True)):
-        bound = max(RATIO * error(b, exact), FLOOR[dtype])
-        assert error(a, exact) <= bound, f"{i}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+        no_worse(a, b, exact, RATIO, FLOOR[dtype], i)
 
 
 @DTYPES

@@ -3,7 +3,7 @@ reference in the same dtypes on the same inputs."""
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 
 from zoology.kernels.wkv import WKVState, wkv
 
@@ -41,8 +41,7 @@ def check(arguments, stacked=False, floor=0.0):
     theirs, ours = results(arguments, "reference", stacked), results(arguments, None, stacked)
     for i, (a, b, exact) in enumerate(zip(ours, theirs, want, strict=True)):
         assert a.dtype == b.dtype
-        bound = max(RATIO * error(b, exact), FLOOR[a.dtype], floor)
-        assert error(a, exact) <= bound, f"{i}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+        no_worse(a, b, exact, RATIO, max(FLOOR[a.dtype], floor), i)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -5,7 +5,7 @@ On a GPU errors are against float64, and beside those of the reference in the sa
 
 import pytest
 import torch
-from errors import error
+from errors import error, no_worse
 from interpreter import needs_triton, run
 
 from zoology.kernels.linear_attention import linear_attention
@@ -95,8 +95,7 @@ def test_it_errs_no_more_than_the_reference(shape, cut, feature_map, normalise, 
     got = results(given, cotangent, **settings)
     for name, a, b, exact in zip(("o", "dq", "dk", "dv", "dg"), got, theirs, want, strict=False):
         floor = FLOOR[dtype] * (10 if name == "dg" else 1)  # a sum over all tokens, of either sign
-        bound = max(RATIO * error(b, exact), floor)
-        assert error(a, exact) <= bound, f"{name}: {error(a, exact):.3g}, reference {error(b, exact):.3g}"
+        no_worse(a, b, exact, RATIO, floor, name)
     for again in range(3):
         assert all(torch.equal(a, b) for a, b in zip(got, results(given, cotangent, **settings), strict=True)), again
 

@@ -1,5 +1,6 @@
 """Ops that torch.compile may see into, so that it fuses them with what stands around them."""
 
+import functools
 import hashlib
 import importlib
 from pathlib import Path
@@ -30,9 +31,14 @@ def inline() -> None:
     # The compiler keeps a copy from its first use on. With an old one it would take these ops for opaque where it reads
     # that, and refuse them for being both where it does not.
     fast_random_decomps.cache_clear()
-    ours, given = sources(Path(__file__).parent), torch.compiler.config.cache_key_tag
-    if ours not in given:
-        torch.compiler.config.cache_key_tag = given + ours
+    given = torch.compiler.config.cache_key_tag
+    if _ours() not in given:
+        torch.compiler.config.cache_key_tag = given + _ours()
+
+
+@functools.cache
+def _ours() -> str:
+    return sources(Path(__file__).parent)
 
 
 def sources(folder: Path) -> str:

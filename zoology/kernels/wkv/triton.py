@@ -41,62 +41,12 @@ def _words(d: int) -> dict[str, int]:
     return {"ROWS": 128 // width, "WIDTH": width, "CHUNK": CHUNK, "num_warps": 4}
 
 
-def launch_forward(
-    k: Tensor, v: Tensor, w: Tensor, u: Tensor, n: Tensor | None, d: Tensor | None, p: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The forward kernel; see `forward`."""
-    replicas, batch, time, width = k.shape
-    y, *after, kept = _like(k, v, keep)
-    if not y.numel():
-        return y, *(t.zero_() for t in after), kept
-    k, v = channels_dense(k), channels_dense(v)
-    state = [k if t is None else t.contiguous() for t in (n, d, p)]
-    words = _words(width)
-    tiles = triton.cdiv(batch, words["ROWS"]) * triton.cdiv(width, words["WIDTH"])
-    wkv_kernel[(replicas * tiles,)](
-        k, v, w.contiguous(), u.contiguous(), *state, y, *after, kept, batch, time, width,
-        *k.stride()[:3], *v.stride()[:3], STATE=n is not None, KEEP=keep, **words,
-    )  # fmt: skip
-    return y, *after, kept
-
-
 def _like(k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Empty outputs; see `forward`."""
     replicas, batch, time, d = k.shape
     after = [k.new_empty(replicas, batch, d, dtype=torch.float32) for _ in range(3)]
     kept = k.new_empty(replicas, batch, -(-time // CHUNK) if keep else 0, 3, d, dtype=torch.float32)
     return v.new_empty(v.shape), after[0], after[1], after[2], kept
-
-
-def launch_backward(
-    grad: Tensor,
-    by_after_n: Tensor | None,
-    by_after_d: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    w: Tensor,
-    u: Tensor,
-    p: Tensor | None,
-    after_p: Tensor,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The backward kernel; see `gradient`."""
-    replicas, batch, time, d = k.shape
-    by_k, by_v, by_rates, by_n, by_d = _gradients(k, v, p)
-    if not k.numel():
-        return by_k, by_v, by_rates.zero_(), by_n.zero_(), by_d.zero_()
-    grad, k, v = (channels_dense(t) for t in (grad, k, v))
-    after = by_after_n is not None or by_after_d is not None
-    pulls = [t.contiguous() if t is not None else torch.zeros_like(after_p) for t in (by_after_n, by_after_d)]
-    words = _words(d)
-    tiles = triton.cdiv(batch, words["ROWS"])
-    sums = by_rates.new_empty(replicas, tiles, 2, d)
-    wkv_gradient_kernel[(replicas * tiles * triton.cdiv(d, words["WIDTH"]),)](
-        grad, *pulls, k, v, w.contiguous(), u.contiguous(), after_p if p is None else p.contiguous(), after_p, kept,
-        by_k, by_v, sums, by_n, by_d, batch, time, d, *grad.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        STATE=p is not None, AFTER=after, **words,
-    )  # fmt: skip
-    return by_k, by_v, sums.sum(1), by_n, by_d
 
 
 def _gradients(k: Tensor, v: Tensor, p: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -116,7 +66,19 @@ def forward(
         y as v; n, d and p after the piece, (R, B, D) float32; and before each chunk, (R, B, chunks, 3, D), or no chunk
         unless `keep`.
     """
-    return launch_forward(k, v, w, u, n, d, p, keep)
+    replicas, batch, time, width = k.shape
+    y, *after, kept = _like(k, v, keep)
+    if not y.numel():
+        return y, *(t.zero_() for t in after), kept
+    k, v = channels_dense(k), channels_dense(v)
+    state = [k if t is None else t.contiguous() for t in (n, d, p)]
+    words = _words(width)
+    tiles = triton.cdiv(batch, words["ROWS"]) * triton.cdiv(width, words["WIDTH"])
+    wkv_kernel[(replicas * tiles,)](
+        k, v, w.contiguous(), u.contiguous(), *state, y, *after, kept, batch, time, width,
+        *k.stride()[:3], *v.stride()[:3], STATE=n is not None, KEEP=keep, **words,
+    )  # fmt: skip
+    return y, *after, kept
 
 
 @forward.register_fake
@@ -141,7 +103,22 @@ def gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of k and v; those of w and u together, (R, 2, D) float32; and those of n and d, with no element
     where there is no state; for those of y, and of n and d after the piece."""
-    return launch_backward(grad, by_after_n, by_after_d, k, v, w, u, p, after_p, kept)
+    replicas, batch, time, d = k.shape
+    by_k, by_v, by_rates, by_n, by_d = _gradients(k, v, p)
+    if not k.numel():
+        return by_k, by_v, by_rates.zero_(), by_n.zero_(), by_d.zero_()
+    grad, k, v = (channels_dense(t) for t in (grad, k, v))
+    after = by_after_n is not None or by_after_d is not None
+    pulls = [t.contiguous() if t is not None else torch.zeros_like(after_p) for t in (by_after_n, by_after_d)]
+    words = _words(d)
+    tiles = triton.cdiv(batch, words["ROWS"])
+    sums = by_rates.new_empty(replicas, tiles, 2, d)
+    wkv_gradient_kernel[(replicas * tiles * triton.cdiv(d, words["WIDTH"]),)](
+        grad, *pulls, k, v, w.contiguous(), u.contiguous(), after_p if p is None else p.contiguous(), after_p, kept,
+        by_k, by_v, sums, by_n, by_d, batch, time, d, *grad.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        STATE=p is not None, AFTER=after, **words,
+    )  # fmt: skip
+    return by_k, by_v, sums.sum(1), by_n, by_d
 
 
 @gradient.register_fake
